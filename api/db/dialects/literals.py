@@ -1,0 +1,78 @@
+"""How each engine writes a constant: the literals that stand behind DEFAULT in its DDL."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+from decimal import Decimal
+from typing import Any
+
+import peewee
+
+from api.db.dialects.engine import Engine
+
+# MySQL refuses a literal DEFAULT on these with error 1101 (8.4 manual, 13.6); MariaDB allows it since 10.2.1.
+WITHOUT_DEFAULT_ON_MYSQL = ("TEXT", "BLOB", "JSON", "GEOMETRY")
+
+
+def default_literal(field: peewee.Field, engine: Engine) -> str | None:
+    """Return *field*'s constant default as *engine* writes it after DEFAULT, or None.
+
+    None means that the field has no default, that it is a callable, or that the engine cannot keep it. The text
+    is plain SQL: a driver that formats with ``%s`` needs its percent signs doubled (see ``for_driver``).
+    """
+    if field.default is None or callable(field.default):
+        return None
+    if engine == "mysql" and field.field_type.upper().endswith(WITHOUT_DEFAULT_ON_MYSQL):
+        return None
+    return literal(stored_value(field), engine)
+
+
+def stored_value(field: peewee.Field) -> Any:
+    """Return *field*'s default as the database stores it; works on a field that no model holds yet."""
+    if isinstance(field.default, bytes | bytearray | memoryview):
+        return bytes(field.default)
+    if field.field_type.upper().startswith("JSON"):
+        return json.dumps(field.default)
+    return field.db_value(field.default)
+
+
+def literal(value: Any, engine: Engine) -> str | None:
+    """Return *value* as a constant of *engine*'s SQL, or None when no constant says it on every version."""
+    if isinstance(value, bool):
+        return str(value).upper() if engine == "postgres" else str(int(value))
+    if isinstance(value, int):
+        return str(int(value))
+    if isinstance(value, float | Decimal):
+        return _number(value)
+    if isinstance(value, bytes):
+        return f"'\\x{value.hex()}'" if engine == "postgres" else f"X'{value.hex()}'"
+    if isinstance(value, str):
+        return quoted(str.__str__(value), engine)
+    if isinstance(value, datetime.date | datetime.time):
+        return quoted(str(value), engine)
+    return None
+
+
+def quoted(text: str, engine: Engine) -> str:
+    """Return *text* as a string constant.
+
+    In MySQL and MariaDB a backslash escapes (unless ``NO_BACKSLASH_ESCAPES`` is set, which the layer never
+    does); in PostgreSQL and SQLite it is a character like any other.
+    """
+    if engine in ("mysql", "mariadb"):
+        text = text.replace("\\", "\\\\")
+    return "'" + text.replace("'", "''") + "'"
+
+
+def for_driver(sql: str, engine: Engine) -> str:
+    """Return *sql* as the driver wants it: psycopg2 and PyMySQL format every statement with ``%``."""
+    return sql if engine == "sqlite" else sql.replace("%", "%%")
+
+
+def _number(value: float | Decimal) -> str | None:
+    """Return a finite number without loss and without a type's name; NaN and infinity have no literal."""
+    if not math.isfinite(value):
+        return None
+    return format(value, "f") if isinstance(value, Decimal) else repr(float(value))
