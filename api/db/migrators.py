@@ -1,0 +1,242 @@
+"""playhouse's migrators, mended: each operation in the statement that costs the server least and loses nothing.
+
+A migration gets one of these as *migrator*, so that peewee's own form (``migrator.add_column(...)``) gains too. What
+playhouse 4.5.3 does otherwise, each seen on a server: it adds a NOT NULL column in three passes over the table and
+leaves no server DEFAULT; on MySQL a rename or a change of NULL loses DEFAULT, COMMENT and COLLATE; on PostgreSQL
+DROP COLUMN takes views along; on SQLite a rebuild loses triggers and ``STRICT``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
+import peewee
+import structlog
+from playhouse import migrate as playhouse
+
+from api.db import rebuild
+from api.db.dialects.column_text import ColumnText, parse_definition
+from api.db.dialects.engine import Engine, engine_of, unwrap
+from api.db.dialects.errors import classify
+from api.db.dialects.literals import default_literal, for_driver, literal
+from api.db.dialects.types import field_type_text
+from api.db.schema import has_rows, mysql_definitions, quote
+from api.exceptions import SchemaConflictError, UnsafeOperationError
+
+log = structlog.get_logger(__name__)
+
+# The server names these when it cannot do an ALTER with the ALGORITHM or LOCK asked for; it has done nothing yet.
+# 1221 and 1235 are older words for the same refusal; 4092 is MySQL's limit of row versions (8.4 manual, 17.12.1).
+ALGORITHM_REFUSED = frozenset({1845, 1846, 1221, 1235, 4092})
+
+
+class _Recipes(playhouse.SchemaMigrator):
+    """What the engines have in common; *results* collects what the operations of one migration did."""
+
+    def __init__(self, database: Any, schema: str | None = None) -> None:
+        super().__init__(unwrap(database), schema=schema)
+        self.engine: Engine = engine_of(database)
+        self.results: list[Any] = []
+
+    @playhouse.operation
+    def add_column(self, table: str, column_name: str, field: peewee.Field, allow_not_null: bool = False) -> Any:
+        """Add a column by one statement, its index and its foreign key by one each.
+
+        A constant default of a NOT NULL field stays in the server's DDL, so that INSERTs that do not know the column
+        go on working. A callable default is called once: the rows that stand get that value, the DDL none. Raises
+        ``UnsafeOperationError`` for NOT NULL without a default on a table that holds rows.
+        """
+        field = field.clone()
+        if field.null or allow_not_null:
+            return super().add_column(table, column_name, field, allow_not_null)
+        if field.default is None:
+            self._refuse_rows(table, column_name)
+            return self._add_required(table, column_name, field)
+        text = self._default_text(field)
+        if text is None:
+            return self._add_filled(table, column_name, field)
+        stamped = callable(field.default)
+        field.constraints = [*(field.constraints or ()), peewee.SQL(f"DEFAULT {for_driver(text, self.engine)}")]
+        steps = [super().add_column(table, column_name, field, allow_not_null=True)]
+        return [*steps, self.drop_column_default(table, column_name)] if stamped else steps
+
+    def _default_text(self, field: peewee.Field) -> str | None:
+        if not callable(field.default):
+            return default_literal(field, self.engine)
+        constant = field.clone()
+        constant.default = field.default()
+        return default_literal(constant, self.engine)
+
+    def _add_required(self, table: str, column_name: str, field: peewee.Field) -> Any:
+        return super().add_column(table, column_name, field, allow_not_null=True)
+
+    def _add_filled(self, table: str, column_name: str, field: peewee.Field) -> Any:
+        """Add the column as NULL, fill it, set NOT NULL: where the engine cannot keep this default in its DDL."""
+        return super().add_column(table, column_name, field)
+
+    def _refuse_rows(self, table: str, column: str) -> None:
+        if has_rows(self.database, table, schema=self.schema):
+            raise UnsafeOperationError(
+                f"{table}.{column} is NOT NULL without a default, and {table!r} holds rows",
+                hint="give the field a default, or add it with null=True, fill it, then alter_db_add_not_null",
+            )
+
+    def name(self, table: str) -> str:
+        """Return *table*, in this migrator's schema, as a quoted name."""
+        return quote(self.database, self.schema, table)
+
+
+class PostgresMigrator(_Recipes, playhouse.PostgresqlMigrator):
+    """PostgreSQL: constants are metadata only; nothing is dropped that was not named."""
+
+    @playhouse.operation
+    def drop_column(self, table: str, column_name: str, cascade: bool = False) -> Any:
+        """Drop a column; what depends on it, such as a view, is an error unless *cascade*."""
+        return super().drop_column(table, column_name, cascade=cascade)
+
+
+class MySQLMigrator(_Recipes, playhouse.MySQLMigrator):
+    """MySQL and MariaDB: a column is changed by its own text, and the cheapest ALGORITHM is asked for by name.
+
+    When the server cannot do it that way it says so before it begins; then the statement runs as the server likes,
+    with a warning, for it may copy the table. RENAME COLUMN needs MySQL 8.0 or MariaDB 10.5.2.
+    """
+
+    # playhouse builds CHANGE from DESCRIBE; the standard's RENAME COLUMN keeps the definition, and is metadata only.
+    rename_column = playhouse.SchemaMigrator.rename_column
+
+    @playhouse.operation
+    def alter_add_column(self, table: str, column_name: str, field: peewee.Field, allow_not_null: bool = False) -> None:
+        """Add a column with ALGORITHM=INSTANT."""
+        inner = super().alter_add_column(table, column_name, field, allow_not_null)
+        sql, parameters = inner.fn(self, *inner.args, **inner.kwargs).query()
+        self._online(sql, "INSTANT", parameters)
+
+    @playhouse.operation
+    def add_index(self, table: str, columns: tuple[str, ...], *rest: Any, **options: Any) -> None:
+        """Add an index with ALGORITHM=INPLACE, LOCK=NONE: readers and writers go on."""
+        inner = super().add_index(table, columns, *rest, **options)
+        sql, parameters = inner.fn(self, *inner.args, **inner.kwargs).query()
+        self._online(sql, "INPLACE, LOCK=NONE", parameters, glue=" ")
+
+    @playhouse.operation
+    def add_not_null(self, table: str, column: str) -> None:
+        """Set NOT NULL and keep all else of the definition."""
+        self._modify(table, column, lambda text: text.with_null(False))
+
+    @playhouse.operation
+    def drop_not_null(self, table: str, column: str) -> None:
+        """Allow NULL and keep all else of the definition."""
+        self._modify(table, column, lambda text: text.with_null(True))
+
+    @playhouse.operation
+    def alter_column_type(self, table: str, column: str, field: peewee.Field, cast: str | None = None) -> None:
+        """Change the type only: NULL, COMMENT and the rest stay, DEFAULT too where the type can keep one."""
+        if cast is not None:
+            raise UnsafeOperationError(
+                f"{table}.{column}: {self.engine} has no cast in ALTER TABLE",
+                hint="add a new column, fill it by UPDATE, then drop the old one and rename",
+            )
+        kind = field_type_text(field, self.database)
+        keep = self.engine == "mariadb" or default_literal(_with_default(field, ""), self.engine) is not None
+        self._modify(table, column, lambda text: text.with_type(kind, keep_default=keep))
+
+    def _modify(self, table: str, column: str, edit: Callable[[ColumnText], ColumnText]) -> None:
+        text = mysql_definitions(self.database, table, self.schema).get(column)
+        if text is None:
+            raise SchemaConflictError(f"{table!r} has no column {column!r}", hint="check the column's name")
+        edited = edit(parse_definition(text, named=False, backslashes=True))
+        sql = f"ALTER TABLE {self.name(table)} MODIFY {quote(self.database, column)} {edited}"
+        self._online(for_driver(sql, self.engine), "INPLACE, LOCK=NONE")
+
+    def _online(self, sql: str, algorithm: str, parameters: Any = (), *, glue: str = ", ") -> None:
+        try:
+            self.database.execute_sql(f"{sql}{glue}ALGORITHM={algorithm.replace(', ', glue)}", parameters)
+        except peewee.DatabaseError as exc:
+            if classify(exc, self.engine).code not in ALGORITHM_REFUSED:
+                raise
+            log.warning("the server cannot do this online and may copy the table", asked=algorithm, statement=sql)
+            self.database.execute_sql(sql, parameters)
+
+
+class SqliteMigrator(_Recipes, playhouse.SqliteMigrator):
+    """SQLite: what ALTER TABLE cannot do is done by a rebuild that keeps all that hangs on the table."""
+
+    def _add_required(self, table: str, column_name: str, field: peewee.Field) -> Any:
+        # ADD COLUMN refuses NOT NULL without a default even on an empty table.
+        nullable = field.clone()
+        nullable.null = True
+        return [
+            playhouse.SchemaMigrator.add_column(self, table, column_name, nullable),
+            self.add_not_null(table, column_name),
+        ]
+
+    @playhouse.operation
+    def add_not_null(self, table: str, column: str, legacy: bool = False) -> None:
+        """Set NOT NULL."""
+        self._edit(table, column, lambda text: text.with_null(False))
+
+    @playhouse.operation
+    def drop_not_null(self, table: str, column: str, legacy: bool = False) -> None:
+        """Allow NULL."""
+        self._edit(table, column, lambda text: text.with_null(True))
+
+    @playhouse.operation
+    def alter_column_type(self, table: str, column: str, field: peewee.Field, cast: str | None = None) -> None:
+        """Change the declared type; the values stay as they are, as SQLite's types are a property of values."""
+        kind = field_type_text(field, self.database)
+        self._edit(table, column, lambda text: text.with_type(kind))
+
+    @playhouse.operation
+    def drop_column_default(self, table: str, column: str) -> None:
+        """Drop the column's DEFAULT."""
+        self._edit(table, column, lambda text: text.without_default())
+
+    @playhouse.operation
+    def add_column_default(self, table: str, column: str, default: Any) -> None:
+        """Give the column a DEFAULT, a constant."""
+        text = literal(default, self.engine)
+        self._edit(table, column, lambda old: old.without_default().with_tail(f"DEFAULT {text}"))
+
+    @playhouse.operation
+    def add_foreign_key_constraint(
+        self, table: str, column_name: str, rel: str, rel_column: str, on_delete: str | None = None, **_: Any
+    ) -> None:
+        """Let *column_name* refer to *rel_column* of the table *rel*."""
+        action = f" ON DELETE {on_delete}" if on_delete else ""
+        target = f"REFERENCES {self.name(rel)} ({quote(self.database, rel_column)}){action}"
+        self._edit(table, column_name, lambda text: text.with_tail(target))
+
+    @playhouse.operation
+    def drop_column(self, table: str, column_name: str, cascade: bool = False, legacy: bool = False) -> None:
+        """Drop a column, with the foreign key and UNIQUE constraint that are on it alone."""
+        self._edit(table, column_name, lambda text: None)
+
+    def _edit(self, table: str, column: str, edit: rebuild.Edit) -> None:
+        rebuild.rebuild_column(self.database, table, column, edit)
+
+
+class DatabaseMigrator(Enum):
+    """The migrator of each engine: ``DatabaseMigrator["POSTGRES"].value(DB)``."""
+
+    POSTGRES = PostgresMigrator
+    MYSQL = MySQLMigrator
+    MARIADB = MySQLMigrator
+    SQLITE = SqliteMigrator
+
+
+Migrator = PostgresMigrator | MySQLMigrator | SqliteMigrator
+
+
+def migrator_for(database: Any) -> Migrator:
+    """Return the migrator of *database*'s engine."""
+    migrator: Migrator = DatabaseMigrator[engine_of(database).upper()].value(unwrap(database))
+    return migrator
+
+
+def _with_default(field: peewee.Field, default: Any) -> peewee.Field:
+    other = field.clone()
+    other.default = default
+    return other
