@@ -1,0 +1,167 @@
+"""The two tables that remember migrations: what stands (*migration_history*) and what was tried (*migration_attempt*).
+
+A history row means the migration's latest state; ``success`` and ``skipped`` are final, ``failed`` is pending
+still. Attempts are only ever added. Both tables are read and written through the database that is migrated.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import peewee
+
+from api.db.dialects.categories import Category
+from api.db.dialects.engine import engine_of
+from api.db.dialects.errors import classify
+
+Status = Literal["success", "failed", "skipped"]
+DONE: frozenset[str] = frozenset({"success", "skipped"})
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryRow:
+    """A migration's latest state. *reason* is why it was skipped; *applied_at* is UTC."""
+
+    migration_name: str
+    status: Status
+    db_type: str
+    applied_at: dt.datetime
+    duration_ms: int | None = None
+    error_message: str | None = None
+    reason: str | None = None
+    checksum: str | None = None
+    applied_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try at one migration. *status* is ``success``, ``skipped``, ``failed`` or ``rolled_back``."""
+
+    migration_name: str
+    action: str
+    status: str
+    db_type: str
+    started_at: dt.datetime
+    batch: str
+    duration_ms: int | None = None
+    error_message: str | None = None
+    statement: str | None = None
+    run_by: str | None = None
+    host: str | None = None
+
+
+HISTORY = peewee.Table("migration_history", [field.name for field in fields(HistoryRow)])
+ATTEMPT = peewee.Table("migration_attempt", ["id", *(field.name for field in fields(Attempt))])
+
+
+def utc_now() -> dt.datetime:
+    """Return the time now in UTC, without an offset: as the tables keep it."""
+    return dt.datetime.now(dt.UTC).replace(tzinfo=None, microsecond=0)
+
+
+def _models(database: peewee.Database) -> tuple[type[peewee.Model], type[peewee.Model]]:
+    # utf8mb4 by name: on a MariaDB database that defaults to latin1 an error text could not be stored.
+    settings = ["CHARACTER SET utf8mb4"] if isinstance(database, peewee.MySQLDatabase) else None
+
+    class MigrationHistory(peewee.Model):
+        migration_name = peewee.CharField(unique=True)
+        applied_at = peewee.DateTimeField()
+        status = peewee.CharField(max_length=16)
+        error_message = peewee.TextField(null=True)
+        duration_ms = peewee.IntegerField(null=True)
+        db_type = peewee.CharField(max_length=16)
+        reason = peewee.TextField(null=True)
+        checksum = peewee.CharField(max_length=64, null=True)
+        applied_by = peewee.CharField(null=True)
+
+        class Meta:
+            legacy_table_names = False
+            table_settings = settings
+
+    MigrationHistory.add_index(
+        MigrationHistory.index(MigrationHistory.migration_name, MigrationHistory.status, name="idx_migration_status")
+    )
+
+    class MigrationAttempt(peewee.Model):
+        migration_name = peewee.CharField(index=True)
+        action = peewee.CharField(max_length=16)
+        status = peewee.CharField(max_length=16)
+        started_at = peewee.DateTimeField()
+        duration_ms = peewee.IntegerField(null=True)
+        error_message = peewee.TextField(null=True)
+        statement = peewee.TextField(null=True)
+        batch = peewee.CharField(max_length=36)
+        run_by = peewee.CharField(null=True)
+        host = peewee.CharField(null=True)
+        db_type = peewee.CharField(max_length=16)
+
+        class Meta:
+            legacy_table_names = False
+            table_settings = settings
+
+    database.bind([MigrationHistory, MigrationAttempt])
+    return MigrationHistory, MigrationAttempt
+
+
+def create_tables(database: peewee.Database) -> None:
+    """Create both tables where they are missing. Call it under the migration lock: CREATE races on PostgreSQL."""
+    standing = set(database.get_tables())
+    for model in _models(database):
+        if model._meta.table_name not in standing:
+            model.create_table(safe=False)
+
+
+def read_states(database: peewee.Database) -> dict[str, str] | None:
+    """Return ``{migration_name: status}`` by one query, or ``None`` when the table does not exist yet."""
+    history = HISTORY.bind(database)
+    query = history.select(history.migration_name, history.status).tuples()
+    try:
+        return dict(query.execute())
+    except peewee.DatabaseError as exc:
+        if classify(exc, engine_of(database)).category is Category.MISSING_TABLE:
+            return None
+        raise
+
+
+def read_history(database: peewee.Database) -> list[HistoryRow]:
+    """Return every history row in the order of the names; empty when the table does not exist yet."""
+    if read_states(database) is None:
+        return []
+    history = HISTORY.bind(database)
+    rows = history.select().order_by(history.migration_name).dicts()
+    return [HistoryRow(**_with_times(row, "applied_at")) for row in rows]
+
+
+def read_attempts(database: peewee.Database, limit: int | None = None) -> list[Attempt]:
+    """Return the attempts, oldest first; with *limit* only the newest so many."""
+    if read_states(database) is None:
+        return []
+    attempt = ATTEMPT.bind(database)
+    columns = [getattr(attempt, field.name) for field in fields(Attempt)]
+    rows = attempt.select(*columns).order_by(attempt.id.desc()).limit(limit).dicts()
+    return [Attempt(**_with_times(row, "started_at")) for row in reversed(list(rows))]
+
+
+def _with_times(row: dict[str, Any], name: str) -> dict[str, Any]:
+    # A bare Table has no fields: SQLite hands its timestamps back as text.
+    value = row[name]
+    return row | {name: dt.datetime.fromisoformat(value) if isinstance(value, str) else value}
+
+
+def write(database: peewee.Database, rows: Sequence[HistoryRow], attempts: Sequence[Attempt]) -> None:
+    """Replace the history rows of the same names and add *attempts*, as one transaction or savepoint."""
+    with database.atomic():
+        if rows:
+            delete(database, [row.migration_name for row in rows])
+            HISTORY.bind(database).insert([asdict(row) for row in rows]).execute()
+        if attempts:
+            ATTEMPT.bind(database).insert([asdict(attempt) for attempt in attempts]).execute()
+
+
+def delete(database: peewee.Database, names: Iterable[str]) -> None:
+    """Delete the history rows of *names*; the attempts stay."""
+    history = HISTORY.bind(database)
+    history.delete().where(history.migration_name.in_(list(names))).execute()

@@ -1,0 +1,393 @@
+"""Migrate a database as its app boots: ``migrate_db()``; by hand: ``python -m api.db.migrations``.
+
+This file holds policy: which errors are expected (``StandardErrorHandler``), what counts as done
+(``MigrationTracker``), what an engine can keep (``DatabaseCompat``). The facts stand in ``dialects``, the work is done
+by ``operations`` and ``batch``.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ParamSpec, cast
+
+import peewee
+import structlog
+
+from api.db import batch, files, history, operations
+from api.db.batch import BatchResult, Failure, Options, run_batch
+from api.db.connection import DB, get_db_connection
+from api.db.dialects import capabilities, equivalence, errors, validation
+from api.db.dialects.engine import Engine, engine_of, server_version, unwrap, version_text
+from api.db.files import Function, Migration, MigrationFile
+from api.db.migrators import DatabaseMigrator as DatabaseMigrator
+from api.db.migrators import migrator_for
+from api.exceptions import AADAPError, MigrationError, MigrationFailedError, MigrationFileError
+from api.logs import redact
+
+log = structlog.get_logger(__name__)
+
+P = ParamSpec("P")
+VERSIONS = Path(__file__).parent / "versions"
+
+
+class StandardErrorHandler:
+    """Decide what an error of a migration means; the codes are facts of ``dialects``, the decision is made here."""
+
+    ERROR_CODES = errors.ERROR_CODES
+    ERROR_MESSAGES = errors.ERROR_MESSAGES
+
+    @classmethod
+    def categorize_error(cls, exception: BaseException, db_type: Engine = "postgres") -> tuple[str, bool, bool]:
+        """Return ``(category, is_expected, should_skip)`` for what the driver raised on *db_type*.
+
+        *should_skip* means "look at the live schema, it may be as asked", never "done".
+        """
+        found = errors.classify(exception, db_type)
+        return str(found.category), found.is_expected, found.should_skip
+
+    @classmethod
+    def handle_migration_error(
+        cls, exception: BaseException, table: str, column: str | None, operation: str, db_type: Engine
+    ) -> bool:
+        """Log the error as loud as it is and return whether to look again: debug if so, else warning or critical."""
+        found = errors.classify(exception, db_type)
+        look_again = errors.may_skip(found, operation)
+        quiet = log.warning if found.is_expected else log.critical
+        (log.debug if look_again else quiet)(
+            "migration operation failed",
+            operation=operation,
+            table=table,
+            column=column,
+            category=str(found.category),
+            code=found.code,
+            server=found.server_message,
+            remedy=found.remedy,
+        )
+        return look_again
+
+
+class MigrationTracker:
+    """Know which migrations ran. *database* is ``DB`` unless given."""
+
+    @classmethod
+    def init_tracking_table(cls, *, database: Any = None) -> None:
+        """Create ``migration_history`` and ``migration_attempt`` where they are missing."""
+        history.create_tables(unwrap(database or DB))
+
+    @classmethod
+    def has_migration_run(cls, name: str, *, database: Any = None) -> bool:
+        """Say whether *name* is done: it succeeded, or was skipped for good reason. One query."""
+        states = history.read_states(unwrap(database or DB)) or {}
+        return states.get(name) in history.DONE
+
+    @classmethod
+    def record_migration(
+        cls,
+        name: str,
+        status: history.Status,
+        error: str | None = None,
+        duration_ms: int | None = None,
+        *,
+        database: Any = None,
+    ) -> None:
+        """Write *name*'s latest state, in place of the one before. Raises ``ValueError`` on another *status*."""
+        if status not in ("success", "failed", "skipped"):
+            raise ValueError(f"status {status!r} is none of 'success', 'failed', 'skipped'")
+        db = unwrap(database or DB)
+        cls.init_tracking_table(database=db)
+        message = None if error is None else redact(error)
+        row = history.HistoryRow(name, status, engine_of(db), history.utc_now(), duration_ms, message)
+        history.write(db, [row], [])
+
+    @classmethod
+    def get_migration_history(cls, *, database: Any = None) -> list[dict[str, Any]]:
+        """Return a dict a migration, by name: the columns of ``migration_history`` but its id."""
+        return [asdict(row) for row in history.read_history(unwrap(database or DB))]
+
+    @classmethod
+    def skip_if_run(cls, name: str, *, database: Any = None) -> Callable[[Function], Function]:
+        """Decorate a function that is to run once: later calls return ``None``. A failure is recorded and raised."""
+
+        def decorate(function: Function) -> Function:
+            @functools.wraps(function)
+            def once(*args: Any, **kwargs: Any) -> Any:
+                if cls.has_migration_run(name, database=database):
+                    log.debug("migration has run", migration=name)
+                    return None
+                started = time.monotonic()
+                try:
+                    result = function(*args, **kwargs)
+                except Exception as exc:
+                    cls.record_migration(name, "failed", str(exc), database=database)
+                    raise
+                cls.record_migration(
+                    name, "success", None, round((time.monotonic() - started) * 1000), database=database
+                )
+                return result
+
+            return once
+
+        return decorate
+
+
+class DatabaseCompat:
+    """Know beforehand what an engine can do and keep; every cell of ``CAPABILITIES`` is proven on a server."""
+
+    CAPABILITIES = capabilities.CAPABILITIES
+
+    @classmethod
+    def validate_field_for_db(cls, field: peewee.Field, db_type: Engine) -> list[str]:
+        """Return the reasons why *db_type* cannot keep *field*; empty when it can."""
+        return validation.validate_field(field, db_type)
+
+    @classmethod
+    def get_equivalent_type(cls, field_type: str, source_db: Engine, target_db: Engine) -> str:
+        """Return the column type of *target_db* that keeps what *field_type* keeps on *source_db*."""
+        return equivalence.get_equivalent_type(field_type, source_db, target_db)
+
+    @classmethod
+    def is_capable(cls, db_type: Engine, capability: str, version: tuple[int, ...] | None = None) -> bool:
+        """Say whether *db_type* has *capability*, in *version* or else in the oldest version that we support."""
+        return capabilities.is_capable(db_type, capability, version)
+
+    @classmethod
+    def requires(cls, db_type: Engine | None, capability: str) -> Callable[[Function], Function]:
+        """Decorate an ``up`` that needs *capability*, and *db_type* unless that is ``None``.
+
+        Elsewhere the migration is skipped and recorded so, with engine and version as the reason. Raises
+        ``ValueError`` at once when there is no such capability.
+        """
+        capabilities.is_capable(db_type or "postgres", capability)
+
+        def refusal(database: Any) -> str | None:
+            engine = engine_of(database)
+            fits = db_type in (None, engine) and cls.is_capable(engine, capability, server_version(database))
+            wanted = f"{capability} on {db_type}" if db_type else capability
+            return None if fits else f"needs {wanted}; this is {engine} {version_text(database)}"
+
+        def decorate(function: Function) -> Function:
+            function.refusal = refusal  # type: ignore[attr-defined]
+            return function
+
+        return decorate
+
+
+# Operations, with the standard error handling ------------------------------------------------------------------
+
+
+def _handled(
+    operation: Callable[P, operations.OperationResult],
+) -> Callable[P, operations.OperationResult]:
+    """Let *operation* look once more when its statement met what another session made since it looked.
+
+    Not inside a PostgreSQL transaction: the error has ended that already, and the next ``up`` looks anew.
+    """
+
+    @functools.wraps(operation)
+    def run(*args: P.args, **kwargs: P.kwargs) -> operations.OperationResult:
+        try:
+            return operation(*args, **kwargs)
+        except peewee.DatabaseError as exc:
+            migrator, table, target = cast("tuple[Any, str, Any]", args[:3])
+            db = unwrap(migrator.database)
+            ended = isinstance(db, peewee.PostgresqlDatabase) and db.in_transaction()
+            found = errors.classify(exc, engine_of(db))
+            if ended or not errors.may_skip(found, operation.__name__):
+                raise
+            StandardErrorHandler.handle_migration_error(exc, table, str(target), operation.__name__, engine_of(db))
+            return operation(*args, **kwargs)
+
+    return run
+
+
+alter_db_add_column = _handled(operations.add_column)
+alter_db_column_type = _handled(operations.column_type)
+alter_db_rename_column = _handled(operations.rename_column)
+alter_db_add_not_null = _handled(operations.add_not_null)
+alter_db_add_index = _handled(operations.add_index)
+alter_db_drop_index = _handled(operations.drop_index)
+alter_db_drop_column = _handled(operations.drop_column)
+
+
+# Running migrations --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationState:
+    """A migration as ``status`` shows it: applied, skipped, pending, failed, changed or missing."""
+
+    name: str
+    state: str
+    applied_at: dt.datetime | None = None
+    duration_ms: int | None = None
+    error: str | None = None
+
+
+def migrate_db(
+    migrations: Sequence[tuple[str, Function]] | None = None,
+    *,
+    directory: Path | None = None,
+    database: Any = None,
+    target: str | None = None,
+    options: Options | None = None,
+) -> BatchResult:
+    """Apply what is pending in *directory*, or of the list *migrations*, to *database*: all of it or nothing.
+
+    With nothing pending it runs one query and opens no file. *target* is the last migration to apply. Raises
+    ``MigrationFileError`` before anything runs, ``MigrationLockError``, and ``MigrationFailedError``, whose *result*
+    says what stands. On MySQL and MariaDB the statements that ran before a failure stay: DDL commits by itself there.
+    """
+    db = unwrap(database or DB)
+    with connected(db):
+        source = files.from_functions(migrations) if migrations is not None else _files(directory)
+        names = _up_to(target, _pending(db, source))
+        if not names:
+            return BatchResult(batch="")
+        loaded = files.load_named(source, names)
+        log.info("migrating", pending=len(loaded), first=names[0], last=names[-1])
+        result = run_batch(db, migrator_for(db), loaded, options or Options())
+        if result.failure is not None:
+            raise failed(result, result.failure, engine_of(db))
+        log.info("migrated", applied=len(result.applied), duration_ms=result.duration_ms)
+        return result
+
+
+def revert(
+    target: str | None = None,
+    *,
+    directory: Path | None = None,
+    database: Any = None,
+    options: Options | None = None,
+) -> BatchResult:
+    """Revert the newest applied migration, or all back through *target*, in one batch.
+
+    Raises ``MigrationFileError`` when one of them has no file or no ``down``; nothing was reverted then.
+    """
+    db = unwrap(database or DB)
+    with connected(db):
+        names = revertible(target, database=db)
+        loaded = files.load_named(_files(directory), names)
+        without = [migration.name for migration in loaded if migration.down is None]
+        if without:
+            raise MigrationFileError(f"{without[0]} has no function down(migrator, db)", hint="define down() in it")
+        result = run_batch(db, migrator_for(db), loaded, options or Options(), "down")
+        if result.failure is not None:
+            raise failed(result, result.failure, engine_of(db))
+        return result
+
+
+def revertible(target: str | None = None, *, database: Any = None) -> list[str]:
+    """Return what ``revert`` would revert, newest first. Raises ``MigrationError`` when *target* is not applied."""
+    states = history.read_states(unwrap(database or DB)) or {}
+    applied = sorted((name for name, status in states.items() if status in history.DONE), reverse=True)
+    if target is not None and target not in applied:
+        raise MigrationError(f"{target!r} is not applied", hint="`status` lists what is")
+    return applied[: applied.index(target) + 1] if target else applied[:1]
+
+
+def pending_migrations(directory: Path | None = None, database: Any = None, target: str | None = None) -> list[str]:
+    """Return the names that ``migrate_db`` would apply, in their order. One query, no file opened."""
+    return _up_to(target, _pending(unwrap(database or DB), _files(directory)))
+
+
+def migration_parts(directory: Path | None, names: Sequence[str]) -> list[list[Migration]]:
+    """Load *names* and return the parts in which they would run: ``atomic = False`` splits a batch."""
+    return batch.parts_of(files.load_named(_files(directory), names))
+
+
+def migration_status(directory: Path | None = None, database: Any = None) -> list[MigrationState]:
+    """Return the state of every migration in *directory* or in the history; reads every file's checksum."""
+    rows = {row.migration_name: row for row in history.read_history(unwrap(database or DB))}
+    known = {file.name: file for file in _files(directory)}
+    names = sorted(rows.keys() | known.keys())
+    return [_state(name, known.get(name), rows.get(name)) for name in names]
+
+
+def _state(name: str, file: MigrationFile | None, row: history.HistoryRow | None) -> MigrationState:
+    if row is None:
+        return MigrationState(name, "pending")
+    if row.status == "failed":
+        state = "failed"
+    elif file is None:
+        state = "missing"
+    elif row.checksum is not None and files.read_checksum(file.path) != row.checksum:
+        state = "changed"
+    else:
+        state = "applied" if row.status == "success" else "skipped"
+    return MigrationState(name, state, row.applied_at, row.duration_ms, row.error_message or row.reason)
+
+
+@contextmanager
+def connected(database: peewee.Database) -> Iterator[None]:
+    """Hold this thread's connection for the block. Raises ``MigrationError`` inside an open transaction."""
+    if database.in_transaction():
+        raise MigrationError("a transaction is open on this connection", hint="call it outside `with db.atomic():`")
+    opened = database.is_closed()
+    get_db_connection(database)
+    try:
+        yield
+    finally:
+        if opened and not database.is_closed():
+            database.close()
+
+
+def failed(result: BatchResult, failure: Failure, engine: Engine) -> MigrationFailedError:
+    """Return the error that tells which migration failed at which statement, what the server said and what to do."""
+    found = errors.classify(failure.cause, engine, statement=failure.statement or "")
+    code = f"{found.code}: " if found.code is not None else ""
+    hint = failure.cause.hint if isinstance(failure.cause, AADAPError) else found.remedy
+    error = MigrationFailedError(
+        f"{failure.migration.name} failed {_place(failure)}: {code}{found.server_message}",
+        result=result,
+        hint=hint,
+    )
+    error.__cause__ = failure.cause
+    return error
+
+
+def _place(failure: Failure) -> str:
+    if failure.statement is None:
+        return f"after {failure.number} statements" if failure.number != 1 else "after 1 statement"
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(failure.number % 10 * (failure.number // 10 % 10 != 1), "th")
+    return f"at its {failure.number}{ending} statement"
+
+
+# What there is to run ------------------------------------------------------------------------------------------
+
+
+def _files(directory: Path | None) -> list[MigrationFile]:
+    return files.list_files(Path(directory or VERSIONS))
+
+
+def _pending(database: peewee.Database, source: files.Source) -> list[str]:
+    states = history.read_states(database) or {}
+    pending = [each.name for each in source if states.get(each.name) not in history.DONE]
+    known = {each.name for each in source}
+    missing = sorted(name for name, status in states.items() if name not in known and status in history.DONE)
+    if missing:
+        log.warning("history has migrations without a file: is this an older release?", missing=missing)
+    newest = max((name for name in known if states.get(name) in history.DONE), default="")
+    late = [name for name in pending if name < newest]
+    if late:
+        log.warning("pending migrations are numbered below the newest applied", late=late, newest=newest)
+    return pending
+
+
+def _up_to(target: str | None, pending: list[str]) -> list[str]:
+    if target is None:
+        return pending
+    if target not in pending:
+        raise MigrationError(f"{target!r} is not pending", hint="`status` lists what is")
+    return pending[: pending.index(target) + 1]
+
+
+if __name__ == "__main__":
+    from api.db import cli
+
+    raise SystemExit(cli.main())
