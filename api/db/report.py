@@ -1,0 +1,174 @@
+"""Results as plain rows and documents, for the terminal, for JSON and for a page alike. Pure: no input, no output."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from api.db.batch import TRANSACTIONAL, BatchResult, Ran
+from api.db.dialects.engine import Engine
+from api.db.files import Migration, line_in
+from api.db.history import Attempt
+from api.db.migrations import MigrationState
+from api.exceptions import AADAPError, MigrationFailedError
+from api.logs import redact
+
+STATEMENT_LENGTH = 500
+TO_DO = frozenset({"pending", "failed"})
+Row = tuple[str, ...]
+
+
+def batch_document(result: BatchResult, error: AADAPError | None = None) -> dict[str, Any]:
+    """Return what ``up --json`` prints: ``{"batch", "applied", "failed", "rolled_back", "pending", "duration_ms"}``."""
+    return {
+        "batch": result.batch or None,
+        "applied": [_ran_document(ran) for ran in result.applied],
+        "failed": _failed_document(result, error),
+        "rolled_back": list(result.rolled_back),
+        "pending": list(result.pending),
+        "duration_ms": result.duration_ms,
+    }
+
+
+def _ran_document(ran: Ran) -> dict[str, Any]:
+    document: dict[str, Any] = {"name": ran.name, "status": ran.status, "duration_ms": ran.duration_ms}
+    return document | ({"reason": ran.reason} if ran.reason else {})
+
+
+def _failed_document(result: BatchResult, error: AADAPError | None) -> dict[str, Any] | None:
+    if result.failure is None or error is None:
+        return None
+    return {"name": result.failure.migration.name, "error": error.as_dict()}
+
+
+def status_document(states: Sequence[MigrationState]) -> dict[str, Any]:
+    """Return ``{"migrations": [{"name", "state", "applied_at", "duration_ms", "error"}], "pending": n}``."""
+    migrations = [
+        {
+            "name": each.name,
+            "state": each.state,
+            "applied_at": _iso(each.applied_at),
+            "duration_ms": each.duration_ms,
+            "error": each.error,
+        }
+        for each in states
+    ]
+    return {"migrations": migrations, "pending": sum(each.state in TO_DO for each in states)}
+
+
+def history_document(attempts: Sequence[Attempt]) -> dict[str, Any]:
+    """Return ``{"attempts": [{"name", "action", "status", "started_at", "duration_ms", …}]}``, oldest first."""
+    return {
+        "attempts": [
+            {
+                "name": each.migration_name,
+                "action": each.action,
+                "status": each.status,
+                "started_at": _iso(each.started_at),
+                "duration_ms": each.duration_ms,
+                "error": each.error_message,
+                "statement": each.statement,
+                "run_by": each.run_by,
+                "host": each.host,
+                "batch": each.batch,
+            }
+            for each in attempts
+        ]
+    }
+
+
+def plan_document(parts: Sequence[Sequence[Migration]]) -> dict[str, Any]:
+    """Return ``{"migrations": [{"name", "part", "atomic"}]}``: the order, and which run as one transaction."""
+    return {
+        "migrations": [
+            {"name": migration.name, "part": number, "atomic": migration.atomic}
+            for number, part in enumerate(parts, 1)
+            for migration in part
+        ]
+    }
+
+
+def applied_rows(result: BatchResult) -> list[Row]:
+    """Return ``(migration, status, milliseconds, reason)`` for each that stands."""
+    return [(ran.name, ran.status, str(ran.duration_ms), ran.reason or "") for ran in result.applied]
+
+
+def status_rows(states: Sequence[MigrationState]) -> list[Row]:
+    """Return ``(migration, state, applied at, milliseconds, error or reason)``."""
+    return [
+        (each.name, each.state, _iso(each.applied_at) or "", _text(each.duration_ms), each.error or "")
+        for each in states
+    ]
+
+
+def history_rows(attempts: Sequence[Attempt]) -> list[Row]:
+    """Return ``(started at, migration, action, status, milliseconds, by, error or reason)``."""
+    return [
+        (
+            _iso(each.started_at) or "",
+            each.migration_name,
+            each.action,
+            each.status,
+            _text(each.duration_ms),
+            f"{each.run_by}@{each.host}",
+            each.error_message or "",
+        )
+        for each in attempts
+    ]
+
+
+def plan_rows(parts: Sequence[Sequence[Migration]]) -> list[Row]:
+    """Return ``(migration, part, kind)``."""
+    return [
+        (migration.name, str(number), "transaction" if migration.atomic else "atomic = False")
+        for number, part in enumerate(parts, 1)
+        for migration in part
+    ]
+
+
+def failure_rows(error: MigrationFailedError, engine: Engine) -> list[Row]:
+    """Return ``(label, text)``: where it failed, what stands now, what to do."""
+    result: BatchResult = error.result
+    failure = result.failure
+    assert failure is not None
+    rows = [("file", _where(failure.migration.path, failure.cause))] if failure.migration.path else []
+    if failure.statement:
+        rows.append(("statement", shortened(failure.statement)))
+    rows.append(("state", state_text(result, engine)))
+    return [*rows, ("what to do", error.hint)]
+
+
+def state_text(result: BatchResult, engine: Engine) -> str:
+    """Say what stands after a failure, without pretending: MySQL and MariaDB cannot take a DDL statement back."""
+    stands = f"{len(result.applied)} applied before it stand; " if result.applied else ""
+    failure = result.failure
+    if failure is not None and not failure.migration.atomic:
+        return f"{stands}{failure.migration.name} has `atomic = False`: what it did before it failed stays"
+    if engine in TRANSACTIONAL:
+        undone = f", {len(result.rolled_back)} with it" if result.rolled_back else ""
+        return f"{stands}rolled back{undone}: schema and data are as before"
+    return (
+        f"{stands}NOT rolled back: {engine} commits each DDL statement by itself, so what this migration did before it "
+        "failed stays; the alter_db_… operations look first and complete it at the next `up`"
+    )
+
+
+def shortened(statement: str) -> str:
+    """Return *statement* on one line, without secrets, cut at 500 characters."""
+    line = redact(" ".join(statement.split()))
+    return line if len(line) <= STATEMENT_LENGTH else line[: STATEMENT_LENGTH - 1] + "…"
+
+
+def _where(path: Path | None, cause: BaseException) -> str:
+    line = line_in(path, cause)
+    return f"{path}, line {line}" if line else str(path)
+
+
+def _iso(moment: dt.datetime | None) -> str | None:
+    return None if moment is None else moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _text(number: int | None) -> str:
+    return "" if number is None else str(number)
