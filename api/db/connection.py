@@ -1,0 +1,284 @@
+"""The database as the app holds it: ``DB``, what a URL opens, and connecting with patience.
+
+Nothing connects or starts a thread at import; the app binds ``DB`` with ``DB.initialize(open_database(url))``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import random
+import re
+import time
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import peewee
+import psycopg2
+import structlog
+from playhouse import db_url
+from playhouse.pool import PooledMySQLDatabase, PooledPostgresqlDatabase, PooledSqliteDatabase
+from psycopg2.extensions import TRANSACTION_STATUS_INERROR, make_dsn
+from pymysql.connections import Connection as PyMySQLConnection
+
+from api.db.dialects.connecting import ConnectFailure, MySQLServer, SqliteFile, connect_failure
+from api.db.dialects.engine import engine_of, unwrap
+from api.db.pool import CountingPool, pool_limits
+from api.db.pool_health import PoolDiagnostics
+from api.db.transactions import LoggedTransactions, TransactionLogger
+from api.exceptions import ConfigurationError, DatabaseUnavailableError, TransactionAbortedError
+
+__all__ = [
+    "DB",
+    "MAX_RETRIES",
+    "PoolDiagnostics",
+    "TransactionLogger",
+    "describe_failure",
+    "exponential_backoff",
+    "get_db_connection",
+    "log_connection_config",
+    "open_database",
+]
+
+log = structlog.get_logger(__name__)
+
+MAX_RETRIES = 15
+BACKOFF_BASE_S = 0.1
+BACKOFF_CAP_S = 5.0
+
+SCHEMES = {
+    "postgres": "postgresql",
+    "postgresql": "postgresql",
+    "mysql": "mysql",
+    "mariadb": "mysql",
+    "sqlite": "sqlite",
+}
+# A server that vanished without a word is noticed after a minute, whether or not a query is running.
+POSTGRES_DEFAULTS = {
+    "application_name": "plinth",
+    "keepalives": 1,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+}
+# What PyMySQL takes, less what this layer decides itself.
+MYSQL_OPTIONS = set(inspect.signature(PyMySQLConnection).parameters) - {"autocommit", "db", "defer_connect"}
+
+
+class PostgresPool(LoggedTransactions, CountingPool, PooledPostgresqlDatabase):
+    """PostgreSQL by psycopg2, pooled."""
+
+    def commit(self) -> None:
+        """Commit this thread's transaction.
+
+        Raises ``TransactionAbortedError`` when a statement failed in it and the error was swallowed: the server
+        answers such a COMMIT with ROLLBACK, and neither psycopg2 nor peewee says so.
+        """
+        if not self.is_closed() and self.connection().get_transaction_status() == TRANSACTION_STATUS_INERROR:
+            raise TransactionAbortedError(
+                "nothing was committed: a statement failed earlier in this transaction, its error was swallowed"
+            )
+        super().commit()
+
+
+class MySQLPool(LoggedTransactions, CountingPool, PooledMySQLDatabase, MySQLServer):
+    """MySQL or MariaDB by PyMySQL, pooled."""
+
+
+class SqlitePool(LoggedTransactions, CountingPool, PooledSqliteDatabase, SqliteFile):
+    """SQLite, pooled: a connection is opened once, and used by one thread at a time."""
+
+
+class _Proxy(LoggedTransactions, peewee.DatabaseProxy):
+    """The database that the app binds later. peewee's own proxy makes its transactions itself, unlogged."""
+
+
+DB = _Proxy()
+
+
+def open_database(
+    url: str, *, pool_max: int = 20, pool_timeout_s: float = 10.0, connect_timeout_s: int = 5
+) -> peewee.Database:
+    """Return the pooled database that *url* names, not connected yet.
+
+    A process holds at most *pool_max* connections; a borrow waits *pool_timeout_s* for one, a connect
+    *connect_timeout_s* for the server. What *url* asks for in its query (``?sslmode=require``) goes to the
+    driver, and wins. Raises ``ConfigurationError``, which holds no part of *url* that could be secret.
+    """
+    scheme = _scheme(url)
+    params = _parse(url, scheme)
+    name = params.pop("database")
+    pool = {"max_connections": pool_max, "timeout": pool_timeout_s}
+    if scheme == "sqlite":
+        if params:
+            raise ConfigurationError(
+                "the sqlite URL has a host or options", hint="write sqlite:///path, or sqlite:////absolute/path"
+            )
+        return SqlitePool(name, pragmas={"foreign_keys": 1}, check_same_thread=False, **pool)
+    if not name:
+        raise ConfigurationError(f"the {scheme} URL names no database", hint="add /name after the host")
+    params = {"connect_timeout": connect_timeout_s} | params
+    if scheme == "mysql":
+        return MySQLPool(name, **pool, **_mysql_params(params))
+    return PostgresPool(name, **pool, **_postgres_params(params))
+
+
+def _scheme(url: str) -> str:
+    match = re.match(r"([A-Za-z]+)(\+\w+)?://", url)
+    scheme = match[1].lower() if match else ""
+    if scheme not in SCHEMES:
+        found = f"the scheme {scheme!r} is unknown" if scheme else "the database URL has no scheme"
+        raise ConfigurationError(found, hint=f"begin it with one of {', '.join(SCHEMES)}, then ://")
+    return SCHEMES[scheme]
+
+
+def _parse(url: str, scheme: str) -> dict[str, Any]:
+    try:
+        plain = f"{scheme}://{url.partition('://')[2]}"
+        parts = urlsplit(plain)
+        params: dict[str, Any] = db_url.parse(plain, unquote_password=True, unquote_user=True)
+    except ValueError:
+        is_cut = True
+    else:
+        # A password with / ? or # in it ends the host too early: its rest must not pass for a name.
+        tail = parts.path if "@" in parts.netloc else parts.path + parts.query
+        is_cut = bool(parts.fragment) or (scheme != "sqlite" and "@" in tail)
+    if is_cut:
+        raise ConfigurationError(
+            f"the {scheme} URL cannot be read",
+            hint="write a special character of user, password or name as %XX, such as %40 for @ and %2F for /",
+        )
+    if scheme != "sqlite":
+        params["database"] = unquote(params["database"])
+    return params
+
+
+def _mysql_params(params: dict[str, Any]) -> dict[str, Any]:
+    if "passwd" in params:
+        params["password"] = params.pop("passwd")
+    unknown = sorted(params.keys() - MYSQL_OPTIONS)
+    if unknown:
+        raise ConfigurationError(f"the mysql URL has options that PyMySQL does not know: {', '.join(unknown)}")
+    return {"charset": "utf8mb4"} | params
+
+
+def _postgres_params(params: dict[str, Any]) -> dict[str, Any]:
+    try:
+        make_dsn(**params)
+    except psycopg2.ProgrammingError as exc:
+        raise ConfigurationError(f"the postgresql URL has an option that libpq does not know: {exc}") from exc
+    return POSTGRES_DEFAULTS | params
+
+
+def exponential_backoff(attempt: int) -> float:
+    """Return the seconds to wait after failure *attempt* (from 1): anything up to a limit that doubles.
+
+    Full jitter, so that workers which failed together do not come back together; at most ``BACKOFF_CAP_S``.
+    """
+    return random.uniform(0, min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2 ** min(attempt - 1, 16)))
+
+
+def get_db_connection(database: Any = None, *, deadline_s: float = 30.0) -> Any:
+    """Return this thread's driver connection of *database* (``DB``), connecting as often as it is of use.
+
+    A server that starts, refuses, hangs up or is full, and a locked SQLite file, are tried ``MAX_RETRIES``
+    times within *deadline_s* (the last attempt may outlast it by its connect timeout). Raises
+    ``DatabaseUnavailableError`` after that, and at once for a wrong password, host or name. A connection known
+    to be lost is replaced, except inside a transaction: what came before would be missing. An exhausted pool
+    has waited already: its ``MaxConnectionsExceeded`` is not retried.
+    """
+    database = unwrap(DB if database is None else database)
+    if not database.is_closed() and _is_lost(database.connection()):
+        if database.in_transaction():
+            raise DatabaseUnavailableError(
+                f"the connection to {_where(database)} was lost inside a transaction; none of it was kept",
+                hint="let the error leave the transaction's block, then run the whole block again",
+            )
+        database.close()
+    give_up_at = time.monotonic() + deadline_s
+    attempt = 1
+    while not _try_connect(database, attempt, give_up_at):
+        attempt += 1
+    return database.connection()
+
+
+def _try_connect(database: peewee.Database, attempt: int, give_up_at: float) -> bool:
+    """Connect and return True, or wait for the next attempt and return False, or raise when none is left."""
+    try:
+        database.connect(reuse_if_open=True)
+    except peewee.PeeweeException as exc:
+        # A connect that fails after the socket is open leaves the thread's state open (peewee 4.5.3).
+        database.close()
+        failure = connect_failure(exc, database)
+        delay_s = exponential_backoff(attempt)
+        if not failure.can_pass or attempt >= MAX_RETRIES or time.monotonic() + delay_s > give_up_at:
+            raise _unavailable(failure, database) from exc
+    else:
+        return True
+    log.warning(
+        "connect failed, trying again",
+        attempt=attempt,
+        delay_ms=round(delay_s * 1000),
+        reason=failure.reason,
+        code=failure.code,
+        **_address(database),
+    )
+    time.sleep(delay_s)
+    return False
+
+
+def describe_failure(exc: BaseException, database: Any) -> DatabaseUnavailableError:
+    """Return *exc*, met on connecting *database*, as an error that names the place, the reason and the remedy.
+
+    For those who connect without ``get_db_connection``; the place holds no password.
+    """
+    database = unwrap(database)
+    return _unavailable(connect_failure(exc, database), database)
+
+
+def _unavailable(failure: ConnectFailure, database: peewee.Database) -> DatabaseUnavailableError:
+    return DatabaseUnavailableError(
+        f"cannot connect to {_where(database)}: {failure.reason} ({failure.said})", hint=failure.hint
+    )
+
+
+def _is_lost(connection: Any) -> bool:
+    """Say whether the driver knows that *connection* is gone (psycopg2's ``closed``, PyMySQL's ``open``)."""
+    return bool(getattr(connection, "closed", False)) or not getattr(connection, "open", True)
+
+
+def _address(database: peewee.Database) -> dict[str, Any]:
+    if isinstance(database, peewee.SqliteDatabase):
+        return {"engine": "sqlite", "database": database.database}
+    params = database.connect_params
+    is_postgres = isinstance(database, peewee.PostgresqlDatabase)
+    return {
+        # Which of the two a MySQL is, only its greeting tells.
+        "engine": "postgres" if is_postgres else "mysql or mariadb",
+        "host": params.get("host") or params.get("unix_socket") or "localhost",
+        "port": params.get("port", 5432 if is_postgres else 3306),
+        "database": database.database,
+        "user": params.get("user"),
+    }
+
+
+def _where(database: peewee.Database) -> str:
+    address = _address(database)
+    if "host" not in address:
+        return f"sqlite {address['database']!r}"
+    return f"{address['engine']} {address['host']}:{address['port']}/{address['database']} as {address['user']!r}"
+
+
+def log_connection_config(database: Any) -> None:
+    """Log one info line: engine, host, port, database, user, the pool's size, and the timeouts; no password."""
+    database = unwrap(database)
+    address = _address(database)
+    if not database.is_closed():
+        address["engine"] = engine_of(database)
+    pool_max, pool_timeout_s = pool_limits(database)
+    log.info(
+        "database configured",
+        **address,
+        pool_max=pool_max,
+        pool_timeout_s=pool_timeout_s,
+        connect_timeout_s=database.connect_params.get("connect_timeout"),
+    )
