@@ -46,14 +46,11 @@ def version_text(database: Any) -> str:
     connection = database.connection()
     if isinstance(database, peewee.PostgresqlDatabase):
         return str(connection.get_parameter_status("server_version"))
-    return str(connection.get_server_info())
+    # MariaDB's greeting may begin with "5.5.5-", for replicas of old: that is not its version.
+    return str(connection.get_server_info()).removeprefix("5.5.5-")
 
 
 def server_version(database: Any) -> tuple[int, ...]:
-    """Return the server's version as numbers: ``(15, 18)``, ``(10, 11, 19)``, ``(3, 40, 1)``.
-
-    MariaDB's greeting may begin with ``5.5.5-`` for old replicas; that prefix is not its version.
-    """
-    text = version_text(database).removeprefix("5.5.5-")
-    match = re.match(r"\d+(\.\d+)*", text)
+    """Return the server's version as numbers: ``(15, 18)``, ``(10, 11, 19)``, ``(3, 40, 1)``."""
+    match = re.match(r"\d+(\.\d+)*", version_text(database))
     return tuple(int(part) for part in match.group().split(".")) if match else ()

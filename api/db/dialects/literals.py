@@ -24,9 +24,41 @@ def default_literal(field: peewee.Field, engine: Engine) -> str | None:
     """
     if field.default is None or callable(field.default):
         return None
-    if engine == "mysql" and field.field_type.upper().endswith(WITHOUT_DEFAULT_ON_MYSQL):
+    if engine == "mysql" and not keeps_default(field):
         return None
     return literal(stored_value(field), engine)
+
+
+def keeps_default(field: peewee.Field) -> bool:
+    """Say whether MySQL keeps a literal DEFAULT for *field*'s type."""
+    return not str(field.field_type).upper().endswith(WITHOUT_DEFAULT_ON_MYSQL)
+
+
+def with_constant_default(field: peewee.Field) -> peewee.Field:
+    """Return a copy of *field* whose default is a constant: a callable default is called, once."""
+    constant = field.clone()
+    constant.default = field.default() if callable(field.default) else field.default
+    return constant
+
+
+def with_server_default(field: peewee.Field, engine: Engine) -> peewee.Field:
+    """Return a copy of *field* whose DDL says its constant default; *field* itself when there is none to say.
+
+    Only a NOT NULL column needs the server to know it: an INSERT that does not name a nullable one leaves NULL there,
+    as peewee does on every engine. A DEFAULT that is written among the field's constraints stays the only one.
+    """
+    text = default_literal(field, engine)
+    if field.null or text is None or says_default(field):
+        return field
+    described = field.clone()
+    described.constraints = [peewee.SQL(f"DEFAULT {for_driver(text, engine)}"), *(field.constraints or ())]
+    return described
+
+
+def says_default(field: peewee.Field) -> bool:
+    """Say whether a DEFAULT was written by hand among *field*'s constraints."""
+    written = (constraint.sql for constraint in field.constraints or () if isinstance(constraint, peewee.SQL))
+    return any(sql.lstrip().upper().startswith("DEFAULT") for sql in written)
 
 
 def stored_value(field: peewee.Field) -> Any:
