@@ -17,6 +17,7 @@ import pytest
 
 from api.db import history
 from api.db.batch import Options
+from api.db.dialects.engine import Engine
 from api.db.lock import exclusive_session, exclusive_transaction
 from api.db.migrations import (
     DatabaseCompat,
@@ -222,7 +223,7 @@ def test_a_migration_whose_operations_were_all_done_is_skipped(
 
 def test_a_migration_that_needs_another_engine_is_skipped(backend: Backend, db: peewee.Database) -> None:
     """``requires`` says no: the reason names what was needed, the engine and its version."""
-    other = "sqlite" if backend.engine != "sqlite" else "postgres"
+    other: Engine = "sqlite" if backend.engine != "sqlite" else "postgres"
     ran: list[str] = []
 
     @DatabaseCompat.requires(other, "transactional_ddl")

@@ -318,7 +318,7 @@ def test_a_foreign_key_comes_with_its_column(migrator: Migrator) -> None:
     """Column, index and constraint are there; a value that points nowhere is refused."""
     database = migrator.database
     database.execute_sql("CREATE TABLE box (id INTEGER PRIMARY KEY)")
-    box = type("Box", (peewee.Model,), {"Meta": type("Meta", (), {"database": database, "table_name": "box"})})
+    box: Any = database.Model.__class__("Box", (database.Model,), {"__module__": __name__})
     field = peewee.ForeignKeyField(box, field=box.id, null=True, on_delete="CASCADE")
 
     alter_db_add_column(migrator, "item", "box_id", field)
@@ -335,7 +335,7 @@ def test_a_missing_foreign_key_is_completed(migrator: Migrator) -> None:
     """A column without its constraint, as a crash between the two leaves it, gets the constraint."""
     database = migrator.database
     database.execute_sql("CREATE TABLE box (id INTEGER PRIMARY KEY)")
-    box = type("Box", (peewee.Model,), {"Meta": type("Meta", (), {"database": database, "table_name": "box"})})
+    box: Any = database.Model.__class__("Box", (database.Model,), {"__module__": __name__})
     database.execute_sql("ALTER TABLE item ADD COLUMN box_id INTEGER")
 
     result = alter_db_add_column(migrator, "item", "box_id", peewee.ForeignKeyField(box, field=box.id, null=True))

@@ -28,7 +28,7 @@ from api.db.migrators import Migrator
 from api.db.operations import OperationResult, Outcome
 from api.db.rebuild import foreign_keys_off
 from api.db.session import Statements, bounded, ms_since, refuse_ended_transaction, watch
-from api.exceptions import MigrationLockError
+from api.exceptions import AADAPError, MigrationFailedError, MigrationLockError
 
 Direction = Literal["up", "down"]
 TRANSACTIONAL: frozenset[Engine] = frozenset({"postgres", "sqlite"})
@@ -109,6 +109,28 @@ def run_batch(
             if run.failure is not None:
                 break
     return run.result(migrations)
+
+
+def batch_error(result: BatchResult, engine: Engine) -> MigrationFailedError:
+    """Return *result*'s failure as an error: which migration, at which statement, what the server said, what to do."""
+    failure = result.failure
+    assert failure is not None
+    cause = failure.cause
+    found = classify(cause, engine, statement=failure.statement or "")
+    code = f"{found.code}: " if found.code is not None else ""
+    said, hint = f"{code}{found.server_message}", found.remedy
+    if isinstance(cause, AADAPError):
+        said, hint = cause.message, cause.hint
+    error = MigrationFailedError(f"{failure.migration.name} failed {_place(failure)}: {said}", result=result, hint=hint)
+    error.__cause__ = cause
+    return error
+
+
+def _place(failure: Failure) -> str:
+    if failure.statement is None:
+        return f"after {failure.number} statements" if failure.number != 1 else "after 1 statement"
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(failure.number % 10 * (failure.number // 10 % 10 != 1), "th")
+    return f"at its {failure.number}{ending} statement"
 
 
 @dataclass(slots=True)
@@ -209,7 +231,7 @@ class _Batch:
         self.failure = Failure(migration, exc, statement, statements.number, statements.elapsed_ms())
         self.rolled_back += [ran.name for ran in undone if ran.name != migration.name]
         attempts = [self._attempt(name, "rolled_back") for name in self.rolled_back]
-        message = classify(exc, self.engine).server_message
+        message = exc.message if isinstance(exc, AADAPError) else classify(exc, self.engine).server_message
         row = self._row(migration, "failed", self.failure.duration_ms, error_message=message)
         attempts.append(
             self._attempt(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -134,7 +135,7 @@ def cli(ctx: click.Context, database_url: str | None, directory: Path | None, as
 @click.pass_obj
 def up(context: Context, target: str | None = None) -> None:
     """Apply what is pending, up to and including TARGET if given: all of it or nothing."""
-    with _Progress(context) as progress:
+    with _Progress(context) as progress, _connected(context):
         result = migrations.migrate_db(
             directory=context.directory,
             database=context.database,
@@ -156,7 +157,7 @@ def up(context: Context, target: str | None = None) -> None:
 @click.pass_obj
 def status(context: Context) -> None:
     """Show every migration's state: applied, skipped, pending, failed, changed, missing. Reads all files."""
-    with migrations.connected(context.database):
+    with _connected(context):
         states = migrations.migration_status(context.directory, context.database)
     document = report.status_document(states)
 
@@ -174,7 +175,7 @@ def status(context: Context) -> None:
 @click.pass_obj
 def plan(context: Context, target: str | None) -> None:
     """Show what `up` would run, in which order and in which transactions; changes nothing."""
-    with migrations.connected(context.database):
+    with _connected(context):
         names = migrations.pending_migrations(context.directory, context.database, target)
     parts = migrations.migration_parts(context.directory, names)
 
@@ -194,7 +195,7 @@ def plan(context: Context, target: str | None) -> None:
 @click.pass_obj
 def history_command(context: Context, limit: int | None) -> None:
     """Show every attempt, oldest first: when, what, who, how long, and the error."""
-    with migrations.connected(context.database):
+    with _connected(context):
         attempts = history.read_attempts(context.database, limit)
     headers = ("when", "migration", "action", "status", "ms", "by", "error or reason")
     context.show(report.history_document(attempts), lambda: _table(headers, report.history_rows(attempts)))
@@ -206,11 +207,11 @@ def history_command(context: Context, limit: int | None) -> None:
 @click.pass_obj
 def down(context: Context, target: str | None, yes: bool) -> None:
     """Revert the newest applied migration, or all back through TARGET, TARGET included."""
-    with migrations.connected(context.database):
+    with _connected(context):
         names = migrations.revertible(target, database=context.database)
     if names and not yes:
         _ask(names)
-    with _Progress(context) as progress:
+    with _Progress(context) as progress, _connected(context):
         result = migrations.revert(
             target,
             directory=context.directory,
@@ -240,6 +241,11 @@ def main() -> int:
 
 
 # How it looks --------------------------------------------------------------------------------------------------
+
+
+def _connected(context: Context) -> AbstractContextManager[None]:
+    # A person waits: one attempt, one message. The app's boot is the one that tries again.
+    return migrations.connected(context.database, deadline_s=0)
 
 
 def _options(context: Context, on_start: Callable[[str], None]) -> Options:

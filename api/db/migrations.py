@@ -20,14 +20,14 @@ import peewee
 import structlog
 
 from api.db import batch, files, history, operations
-from api.db.batch import BatchResult, Failure, Options, run_batch
+from api.db.batch import BatchResult, Options, batch_error, run_batch
 from api.db.connection import DB, get_db_connection
 from api.db.dialects import capabilities, equivalence, errors, validation
 from api.db.dialects.engine import Engine, engine_of, server_version, unwrap, version_text
 from api.db.files import Function, Migration, MigrationFile
 from api.db.migrators import DatabaseMigrator as DatabaseMigrator
 from api.db.migrators import migrator_for
-from api.exceptions import AADAPError, MigrationError, MigrationFailedError, MigrationFileError
+from api.exceptions import MigrationError, MigrationFileError
 from api.logs import redact
 
 log = structlog.get_logger(__name__)
@@ -55,11 +55,14 @@ class StandardErrorHandler:
     def handle_migration_error(
         cls, exception: BaseException, table: str, column: str | None, operation: str, db_type: Engine
     ) -> bool:
-        """Log the error as loud as it is and return whether to look again: debug if so, else warning or critical."""
+        """Log the error and return whether to look again.
+
+        The log is debug if so, a warning where the error can pass by itself, else critical.
+        """
         found = errors.classify(exception, db_type)
         look_again = errors.may_skip(found, operation)
-        quiet = log.warning if found.is_expected else log.critical
-        (log.debug if look_again else quiet)(
+        loud = log.warning if found.is_transient else log.critical
+        (log.debug if look_again else loud)(
             "migration operation failed",
             operation=operation,
             table=table,
@@ -246,14 +249,16 @@ def migrate_db(
     db = unwrap(database or DB)
     with connected(db):
         source = files.from_functions(migrations) if migrations is not None else _files(directory)
-        names = _up_to(target, _pending(db, source))
+        states = history.read_states(db) or {}
+        names = _up_to(target, _pending(states, source))
+        _warn_of_odd_order(states, source)
         if not names:
             return BatchResult(batch="")
         loaded = files.load_named(source, names)
         log.info("migrating", pending=len(loaded), first=names[0], last=names[-1])
         result = run_batch(db, migrator_for(db), loaded, options or Options())
-        if result.failure is not None:
-            raise failed(result, result.failure, engine_of(db))
+        if result.failure:
+            raise batch_error(result, engine_of(db))
         log.info("migrated", applied=len(result.applied), duration_ms=result.duration_ms)
         return result
 
@@ -277,8 +282,8 @@ def revert(
         if without:
             raise MigrationFileError(f"{without[0]} has no function down(migrator, db)", hint="define down() in it")
         result = run_batch(db, migrator_for(db), loaded, options or Options(), "down")
-        if result.failure is not None:
-            raise failed(result, result.failure, engine_of(db))
+        if result.failure:
+            raise batch_error(result, engine_of(db))
         return result
 
 
@@ -293,7 +298,8 @@ def revertible(target: str | None = None, *, database: Any = None) -> list[str]:
 
 def pending_migrations(directory: Path | None = None, database: Any = None, target: str | None = None) -> list[str]:
     """Return the names that ``migrate_db`` would apply, in their order. One query, no file opened."""
-    return _up_to(target, _pending(unwrap(database or DB), _files(directory)))
+    states = history.read_states(unwrap(database or DB)) or {}
+    return _up_to(target, _pending(states, _files(directory)))
 
 
 def migration_parts(directory: Path | None, names: Sequence[str]) -> list[list[Migration]]:
@@ -324,38 +330,20 @@ def _state(name: str, file: MigrationFile | None, row: history.HistoryRow | None
 
 
 @contextmanager
-def connected(database: peewee.Database) -> Iterator[None]:
-    """Hold this thread's connection for the block. Raises ``MigrationError`` inside an open transaction."""
+def connected(database: peewee.Database, deadline_s: float = 30.0) -> Iterator[None]:
+    """Hold this thread's connection for the block, trying for *deadline_s* seconds to get one.
+
+    Raises ``MigrationError`` inside an open transaction, ``DatabaseUnavailableError`` without a connection.
+    """
     if database.in_transaction():
         raise MigrationError("a transaction is open on this connection", hint="call it outside `with db.atomic():`")
     opened = database.is_closed()
-    get_db_connection(database)
+    get_db_connection(database, deadline_s=deadline_s)
     try:
         yield
     finally:
         if opened and not database.is_closed():
             database.close()
-
-
-def failed(result: BatchResult, failure: Failure, engine: Engine) -> MigrationFailedError:
-    """Return the error that tells which migration failed at which statement, what the server said and what to do."""
-    found = errors.classify(failure.cause, engine, statement=failure.statement or "")
-    code = f"{found.code}: " if found.code is not None else ""
-    hint = failure.cause.hint if isinstance(failure.cause, AADAPError) else found.remedy
-    error = MigrationFailedError(
-        f"{failure.migration.name} failed {_place(failure)}: {code}{found.server_message}",
-        result=result,
-        hint=hint,
-    )
-    error.__cause__ = failure.cause
-    return error
-
-
-def _place(failure: Failure) -> str:
-    if failure.statement is None:
-        return f"after {failure.number} statements" if failure.number != 1 else "after 1 statement"
-    ending = {1: "st", 2: "nd", 3: "rd"}.get(failure.number % 10 * (failure.number // 10 % 10 != 1), "th")
-    return f"at its {failure.number}{ending} statement"
 
 
 # What there is to run ------------------------------------------------------------------------------------------
@@ -365,18 +353,19 @@ def _files(directory: Path | None) -> list[MigrationFile]:
     return files.list_files(Path(directory or VERSIONS))
 
 
-def _pending(database: peewee.Database, source: files.Source) -> list[str]:
-    states = history.read_states(database) or {}
-    pending = [each.name for each in source if states.get(each.name) not in history.DONE]
+def _pending(states: dict[str, str], source: files.Source) -> list[str]:
+    return [each.name for each in source if states.get(each.name) not in history.DONE]
+
+
+def _warn_of_odd_order(states: dict[str, str], source: files.Source) -> None:
     known = {each.name for each in source}
-    missing = sorted(name for name, status in states.items() if name not in known and status in history.DONE)
-    if missing:
-        log.warning("history has migrations without a file: is this an older release?", missing=missing)
-    newest = max((name for name in known if states.get(name) in history.DONE), default="")
-    late = [name for name in pending if name < newest]
+    done = {name for name, status in states.items() if status in history.DONE}
+    if done - known:
+        log.warning("history has migrations without a file: is this an older release?", missing=sorted(done - known))
+    newest = max(done & known, default="")
+    late = sorted(name for name in known - done if name < newest)
     if late:
         log.warning("pending migrations are numbered below the newest applied", late=late, newest=newest)
-    return pending
 
 
 def _up_to(target: str | None, pending: list[str]) -> list[str]:

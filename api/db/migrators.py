@@ -20,7 +20,14 @@ from api.db import rebuild
 from api.db.dialects.column_text import ColumnText, parse_definition
 from api.db.dialects.engine import Engine, engine_of, unwrap
 from api.db.dialects.errors import classify
-from api.db.dialects.literals import default_literal, for_driver, literal
+from api.db.dialects.literals import (
+    for_driver,
+    keeps_default,
+    literal,
+    says_default,
+    with_constant_default,
+    with_server_default,
+)
 from api.db.dialects.types import field_type_text
 from api.db.schema import has_rows, mysql_definitions, quote
 from api.exceptions import SchemaConflictError, UnsafeOperationError
@@ -48,28 +55,21 @@ class _Recipes(playhouse.SchemaMigrator):
         go on working. A callable default is called once: the rows that stand get that value, the DDL none. Raises
         ``UnsafeOperationError`` for NOT NULL without a default on a table that holds rows.
         """
-        field = field.clone()
         if field.null or allow_not_null:
             return super().add_column(table, column_name, field, allow_not_null)
-        if field.default is None:
+        if field.default is None and not says_default(field):
             self._refuse_rows(table, column_name)
             return self._add_required(table, column_name, field)
-        text = self._default_text(field)
-        if text is None:
-            return self._add_filled(table, column_name, field)
-        stamped = callable(field.default)
-        field.constraints = [*(field.constraints or ()), peewee.SQL(f"DEFAULT {for_driver(text, self.engine)}")]
-        steps = [super().add_column(table, column_name, field, allow_not_null=True)]
-        return [*steps, self.drop_column_default(table, column_name)] if stamped else steps
-
-    def _default_text(self, field: peewee.Field) -> str | None:
-        if not callable(field.default):
-            return default_literal(field, self.engine)
-        constant = field.clone()
-        constant.default = field.default()
-        return default_literal(constant, self.engine)
+        constant = with_constant_default(field)
+        described = with_server_default(constant, self.engine)
+        if not says_default(described):
+            return self._add_filled(table, column_name, constant)
+        added = super().add_column(table, column_name, described, allow_not_null=True)
+        stamped = callable(field.default) and not says_default(field)
+        return [added, self.drop_column_default(table, column_name)] if stamped else added
 
     def _add_required(self, table: str, column_name: str, field: peewee.Field) -> Any:
+        """Add the column as NOT NULL to a table without rows."""
         return super().add_column(table, column_name, field, allow_not_null=True)
 
     def _add_filled(self, table: str, column_name: str, field: peewee.Field) -> Any:
@@ -140,7 +140,7 @@ class MySQLMigrator(_Recipes, playhouse.MySQLMigrator):
                 hint="add a new column, fill it by UPDATE, then drop the old one and rename",
             )
         kind = field_type_text(field, self.database)
-        keep = self.engine == "mariadb" or default_literal(_with_default(field, ""), self.engine) is not None
+        keep = self.engine == "mariadb" or keeps_default(field)
         self._modify(table, column, lambda text: text.with_type(kind, keep_default=keep))
 
     def _modify(self, table: str, column: str, edit: Callable[[ColumnText], ColumnText]) -> None:
@@ -234,9 +234,3 @@ def migrator_for(database: Any) -> Migrator:
     """Return the migrator of *database*'s engine."""
     migrator: Migrator = DatabaseMigrator[engine_of(database).upper()].value(unwrap(database))
     return migrator
-
-
-def _with_default(field: peewee.Field, default: Any) -> peewee.Field:
-    other = field.clone()
-    other.default = default
-    return other

@@ -16,7 +16,7 @@ import peewee
 import structlog
 from playhouse.migrate import make_index_name
 
-from api.db.dialects.literals import stored_value
+from api.db.dialects.literals import stored_value, with_constant_default
 from api.db.dialects.types import Fit, compare_types, field_type_text, parse_type
 from api.db.migrators import Migrator, migrator_for
 from api.db.schema import LiveColumn, LiveIndex, has_rows, quote, read_columns, read_indexes
@@ -217,7 +217,7 @@ def _align(
 
 
 def _align_null(migrator: Migrator, table: str, live: LiveColumn, field: peewee.Field) -> list[str]:
-    if live.primary_key or live.null == field.null:
+    if live.null == field.null:
         return []
     if field.null:
         migrator.drop_not_null(table, live.name).run()
@@ -231,11 +231,9 @@ def _fill(migrator: Migrator, table: str, column: str, field: peewee.Field) -> l
     """Give the rows that hold NULL the field's default; one value for all of them."""
     if field.default is None:
         return []
-    constant = field.clone()
-    constant.default = field.default() if callable(field.default) else field.default
     rows = peewee.Table(table, [column], schema=migrator.schema).bind(migrator.database)
     target = getattr(rows, column)
-    changed = rows.update({target: stored_value(constant)}).where(target.is_null()).execute()
+    changed = rows.update({target: stored_value(with_constant_default(field))}).where(target.is_null()).execute()
     return [f"default filled into {changed} rows"] if changed else []
 
 

@@ -29,7 +29,6 @@ class LiveColumn:
     type: ColumnType
     null: bool
     default: str | None
-    primary_key: bool = False
     definition: str | None = None
 
 
@@ -97,13 +96,11 @@ def has_rows(database: peewee.Database, table: str, *, where: str = "", schema: 
 
 POSTGRES_COLUMNS = """
 SELECT t.oid, a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), NOT a.attnotnull,
-       pg_catalog.pg_get_expr(d.adbin, d.adrelid),
-       EXISTS (SELECT FROM pg_catalog.pg_index i
-               WHERE i.indrelid = t.oid AND i.indisprimary AND a.attnum = ANY (i.indkey))
+       (SELECT pg_catalog.pg_get_expr(d.adbin, d.adrelid) FROM pg_catalog.pg_attrdef d
+        WHERE d.adrelid = t.oid AND d.adnum = a.attnum)
 FROM (SELECT pg_catalog.to_regclass(%s) AS oid) t
 LEFT JOIN pg_catalog.pg_attribute a
        ON a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped {chosen}
-LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = t.oid AND d.adnum = a.attnum
 ORDER BY a.attnum"""
 
 POSTGRES_INDEXES = """
@@ -126,8 +123,8 @@ def _postgres_columns(
     if rows[0][0] is None:
         return None
     return {
-        name: LiveColumn(name, parse_type(kind, engine), null, default, key)
-        for _, name, kind, null, default, key in rows
+        name: LiveColumn(name, parse_type(kind, engine), null, default)
+        for _, name, kind, null, default in rows
         if name is not None
     }
 
@@ -156,7 +153,7 @@ def mysql_definitions(database: peewee.Database, table: str, schema: str | None 
 def _mysql_columns(
     database: peewee.Database, engine: Engine, table: str, names: Sequence[str], schema: str | None
 ) -> dict[str, LiveColumn] | None:
-    sql = """SELECT column_name, column_type, is_nullable, column_default, column_key
+    sql = """SELECT column_name, column_type, is_nullable, column_default
              FROM information_schema.columns
              WHERE table_schema = COALESCE(%s, DATABASE()) AND table_name = %s ORDER BY ordinal_position"""
     rows = database.execute_sql(sql, (schema, table)).fetchall()
@@ -164,14 +161,13 @@ def _mysql_columns(
         return None
     definitions = mysql_definitions(database, table, schema)
     columns = {}
-    for name, kind, null, default, key in rows:
+    for name, kind, null, default in rows:
         nothing = default is None or (engine == "mariadb" and default == "NULL")
         columns[name] = LiveColumn(
             name,
             parse_type(kind, engine),
             null == "YES",
             None if nothing else str(default),
-            key == "PRI",
             definitions.get(name),
         )
     return columns
@@ -216,7 +212,7 @@ def _sqlite_columns(
     # table_xinfo, not table_info: that one hides generated columns. hidden = 1 marks a virtual table's own.
     rows = database.execute_sql(f"PRAGMA table_xinfo({quote(database, table)})").fetchall()
     columns = {
-        name: LiveColumn(name, parse_type(kind, engine), not required, default, bool(key))
+        name: LiveColumn(name, parse_type(kind, engine), not (required or key), default)
         for _, name, kind, required, default, key, hidden in rows
         if hidden != 1
     }

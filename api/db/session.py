@@ -89,6 +89,7 @@ class Statements:
         self.cause: Exception | None = None
 
     def __call__(self, event: Any) -> None:
+        """Note one of peewee's query events."""
         if threading.get_ident() != self.thread:
             return
         failed = event.exception is not None
