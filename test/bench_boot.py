@@ -40,7 +40,7 @@ PLAYHOUSE = """import peewee
 def up(migrator, db):
     migrator.migrate(migrator.add_column("item", "c{number}", peewee.IntegerField(default=0)))
 """
-Contenders = dict[str, Callable[[], None]]
+Contenders = dict[str, Callable[[], float]]
 
 
 class DurablePostgres(servers.PostgresServer):
@@ -70,6 +70,7 @@ def _measure(engine: Engine, server: servers.Server) -> None:
     with tempfile.TemporaryDirectory() as folder:
         ours, playhouse = (_write(Path(folder) / name, text) for name, text in (("o", OURS), ("p", PLAYHOUSE)))
         url = server.create_database("bench_boot")
+        _create_tables(url)
         _run_ours(url, ours)
         Runner(_plain(url, engine), str(playhouse), "playhouse_history").fake()
         _print(f"{engine}: a boot with nothing pending", BOOTS, _boots(engine, url, ours, playhouse))
@@ -85,25 +86,26 @@ def _write(directory: Path, text: str) -> Path:
 
 
 def _boots(engine: Engine, url: str, ours: Path, playhouse: Path) -> Contenders:
+    """Time connect, look and close; the app's database object is there before, and so is playhouse's."""
+
     def bare() -> None:
         connection = servers.connect(url)
         cursor = connection.cursor()
         cursor.execute("SELECT migration_name, status FROM migration_history")
-        assert len(cursor.fetchall()) == MIGRATIONS
+        assert len(dict(cursor.fetchall())) == MIGRATIONS
         connection.close()
 
-    def with_playhouse() -> None:
-        database = _plain(url, engine)
-        database.connect()
-        assert Runner(database, str(playhouse), "playhouse_history").up() == []
-        database.close()
-
-    def plinth() -> None:
+    def plinth() -> float:
         database = open_database(url)
-        assert not migrate_db(directory=ours, database=database).applied
-        database.close_all()
+        elapsed_s = _timed(lambda: migrate_db(directory=ours, database=database))
+        return elapsed_s + _timed(database.close_all)
 
-    return {"bare driver": bare, "plinth": plinth, "playhouse": with_playhouse}
+    def with_playhouse() -> float:
+        database = _plain(url, engine)
+        elapsed_s = _timed(database.connect) + _timed(Runner(database, str(playhouse), "playhouse_history").up)
+        return elapsed_s + _timed(database.close)
+
+    return {"bare driver": lambda: _timed(bare), "plinth": plinth, "playhouse": with_playhouse}
 
 
 def _applies(engine: Engine, server: servers.Server, ours: Path, playhouse: Path) -> Contenders:
@@ -122,35 +124,28 @@ def _applies(engine: Engine, server: servers.Server, ours: Path, playhouse: Path
         database.close()
 
     return {
-        "bare driver": lambda: _fresh(server, bare),
-        "plinth": lambda: _fresh(server, lambda url: _run_ours(url, ours)),
-        "playhouse": lambda: _fresh(server, with_playhouse),
+        "bare driver": lambda: _on_fresh(server, bare),
+        "plinth": lambda: _on_fresh(server, lambda url: _run_ours(url, ours)),
+        "playhouse": lambda: _on_fresh(server, with_playhouse),
     }
 
 
 def _run_ours(url: str, directory: Path) -> None:
     database = open_database(url)
-    if not database.table_exists("item"):
-        _create_item(url)
     migrate_db(directory=directory, database=database)
     database.close_all()
 
 
-SPENT = 0.0
-
-
-def _fresh(server: servers.Server, run: Callable[[str], None]) -> None:
-    """Run on a fresh database; only *run* counts, not the making and dropping."""
-    global SPENT
+def _on_fresh(server: servers.Server, run: Callable[[str], None]) -> float:
+    """Return how long *run* takes on a fresh database; making and dropping that do not count."""
     url = server.create_database("bench_apply")
-    _create_item(url)
-    started = time.perf_counter()
-    run(url)
-    SPENT = time.perf_counter() - started
+    _create_tables(url)
+    elapsed_s = _timed(lambda: run(url))
     server.drop_database("bench_apply")
+    return elapsed_s
 
 
-def _create_item(url: str) -> None:
+def _create_tables(url: str) -> None:
     connection = servers.connect(url)
     cursor = connection.cursor()
     cursor.execute("CREATE TABLE item (id INTEGER PRIMARY KEY)")
@@ -158,14 +153,17 @@ def _create_item(url: str) -> None:
     connection.close()
 
 
+def _timed(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
 def _print(title: str, rounds: int, contenders: Contenders) -> None:
-    global SPENT
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, run in contenders.items():
-            SPENT, started = 0.0, time.perf_counter()
-            run()
-            taken[name].append(SPENT or time.perf_counter() - started)
+            taken[name].append(run())
     print(f"\n{title} (median of {rounds})")
     least = median(taken["bare driver"])
     for name, seconds in taken.items():

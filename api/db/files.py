@@ -16,7 +16,7 @@ import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from api.exceptions import MigrationFileError
 
@@ -41,13 +41,17 @@ def up(migrator, db):
 '''
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class MigrationFile:
-    """A migration's file, known by its name only. *number* orders it."""
+class MigrationFile(NamedTuple):
+    """A migration's file in *directory*, known by its name only; files sort by *number*, then by *name*."""
 
     number: int
     name: str
-    path: Path
+    directory: Path
+
+    @property
+    def path(self) -> Path:
+        """Where the file is; made when asked for, since a boot with nothing pending asks for none."""
+        return self.directory / f"{self.name}.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,7 @@ def _file(directory: Path, filename: str) -> MigrationFile:
             f"{filename!r} in {str(directory)!r} is not a migration's name",
             hint="name it NNNN_words.py: a number, then letters, digits, _ or -, 255 characters at most",
         )
-    return MigrationFile(int(match[1]), stem, directory / filename)
+    return MigrationFile(int(match[1]), stem, directory)
 
 
 def refuse_repeated_numbers(files: Sequence[MigrationFile], pending: set[str]) -> None:

@@ -116,10 +116,8 @@ def create_tables(database: peewee.Database) -> None:
 
 def read_states(database: peewee.Database) -> dict[str, str] | None:
     """Return ``{migration_name: status}`` by one query, or ``None`` when the table does not exist yet."""
-    history = HISTORY.bind(database)
-    query = history.select(history.migration_name, history.status).tuples()
     try:
-        return dict(query.execute())
+        return dict(database.execute_sql("SELECT migration_name, status FROM migration_history").fetchall())
     except peewee.DatabaseError as exc:
         if classify(exc, engine_of(database)).category is Category.MISSING_TABLE:
             return None
