@@ -6,6 +6,7 @@ import gc
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,14 @@ from structlog.testing import capture_logs
 from api.db import pool_health
 from api.db.connection import PoolDiagnostics, open_database
 from api.db.dialects.engine import server_version
-from api.db.migrations import DatabaseCompat, MigrationTracker, StandardErrorHandler, migrate_db
+from api.db.migrations import (
+    DatabaseCompat,
+    MigrationTracker,
+    StandardErrorHandler,
+    alter_db_add_not_null,
+    migrate_db,
+)
+from api.exceptions import MigrationFailedError
 from conftest import Backend
 
 
@@ -293,9 +301,218 @@ class TestPoolDiagnostics:
 class TestMigrationTracking:
     """Each migration runs once, and the history says when, by whom and how it ended."""
 
+    def test_the_tables_have_the_promised_columns_and_index(self, db: peewee.Database) -> None:
+        """The plan's columns are there, the name is unique, and the index has its name."""
+        MigrationTracker.init_tracking_table(database=db)
+        MigrationTracker.init_tracking_table(database=db)
+
+        columns = {column.name for column in db.get_columns("migration_history")}
+        promised = {"id", "migration_name", "applied_at", "status", "error_message", "duration_ms", "db_type"}
+        indexes = {index.name: index for index in db.get_indexes("migration_history")}
+        assert promised <= columns
+        assert indexes["idx_migration_status"].columns == ["migration_name", "status"]
+        assert any(index.unique and index.columns == ["migration_name"] for index in indexes.values())
+        assert db.table_exists("migration_attempt")
+
+    def test_only_success_and_skipped_count_as_run(self, db: peewee.Database) -> None:
+        """A failed migration is pending still, an unknown one too, also before the table exists."""
+        assert not MigrationTracker.has_migration_run("a", database=db)
+        MigrationTracker.record_migration("a", "success", database=db)
+        MigrationTracker.record_migration("b", "skipped", database=db)
+        MigrationTracker.record_migration("c", "failed", database=db)
+
+        assert [MigrationTracker.has_migration_run(name, database=db) for name in "abcd"] == [True, True, False, False]
+
+    def test_a_migration_has_one_row_its_latest(self, db: peewee.Database) -> None:
+        """A success takes the failure's place."""
+        MigrationTracker.record_migration("a", "failed", "relation ü does not exist", 12, database=db)
+        MigrationTracker.record_migration("a", "success", None, 34, database=db)
+
+        rows = MigrationTracker.get_migration_history(database=db)
+        assert [(row["status"], row["error_message"], row["duration_ms"]) for row in rows] == [("success", None, 34)]
+
+    @pytest.mark.engines("sqlite")
+    def test_an_unknown_status_is_refused(self, db: peewee.Database) -> None:
+        """Nothing is written."""
+        with pytest.raises(ValueError, match="'done' is none of"):
+            MigrationTracker.record_migration("a", "done", database=db)  # type: ignore[arg-type]
+
+        assert MigrationTracker.get_migration_history(database=db) == []
+
+    def test_a_decorated_function_runs_once(self, db: peewee.Database) -> None:
+        """The second call does nothing; a failed first call is recorded, raised, and tried again."""
+        calls: list[int] = []
+
+        @MigrationTracker.skip_if_run("a", database=db)
+        def up() -> int:
+            calls.append(1)
+            if len(calls) == 1:
+                raise ValueError("not yet")
+            return len(calls)
+
+        with pytest.raises(ValueError, match="not yet"):
+            up()
+        assert MigrationTracker.get_migration_history(database=db)[0]["error_message"] == "not yet"
+        assert (up(), up()) == (2, None)
+
+    def test_no_password_gets_into_a_row(self, db: peewee.Database) -> None:
+        """An error text is masked before it is stored."""
+        MigrationTracker.record_migration("a", "failed", "cannot reach mysql://u:hunter2@h/d", database=db)
+
+        assert "hunter2" not in str(MigrationTracker.get_migration_history(database=db))
+
+    def test_a_batch_is_recorded_with_engine_and_duration(self, backend: Backend, db: peewee.Database) -> None:
+        """What ``migrate_db`` applied stands in the history, and a second call applies nothing."""
+        migrate_db([("a", lambda: None)], database=db)
+
+        rows = MigrationTracker.get_migration_history(database=db)
+        assert [(row["migration_name"], row["db_type"], row["status"]) for row in rows] == [
+            ("a", backend.engine, "success")
+        ]
+        assert migrate_db([("a", lambda: None)], database=db).applied == ()
+
 
 class TestTransactionSafety:
     """A batch happens as a whole or not at all."""
+
+    @pytest.fixture
+    def parent(self, db: peewee.Database) -> peewee.Database:
+        """Give the database a parent with one child that is deleted with it."""
+        db.execute_sql("CREATE TABLE parent (id INTEGER PRIMARY KEY, name VARCHAR(20))")
+        cascade = "FOREIGN KEY (parent_id) REFERENCES parent (id) ON DELETE CASCADE"
+        db.execute_sql(f"CREATE TABLE child (id INTEGER PRIMARY KEY, parent_id INTEGER NOT NULL, {cascade})")
+        db.execute_sql("INSERT INTO parent VALUES (1, 'one')")
+        db.execute_sql("INSERT INTO child VALUES (1, 1)")
+        return db
+
+    def failure(self, db: peewee.Database, *functions: Any) -> MigrationFailedError:
+        """Run *functions* as one batch, which fails, and return the error."""
+        named = [(f"{number:04d}", function) for number, function in enumerate(functions, 1)]
+        with pytest.raises(MigrationFailedError) as caught:
+            migrate_db(named, database=db)
+        assert not db.in_transaction()
+        return caught.value
+
+    def test_a_not_null_change_on_a_parent_keeps_every_child(self, parent: peewee.Database) -> None:
+        """SQLite rebuilds the table inside the transaction: playhouse's rebuild would delete the children."""
+
+        def up(migrator: Any, db: Any) -> None:
+            alter_db_add_not_null(migrator, "parent", "name")
+
+        migrate_db([("0001", up)], database=parent)
+
+        assert parent.execute_sql("SELECT count(*) FROM child").fetchone()[0] == 1
+        with pytest.raises(peewee.IntegrityError):
+            parent.execute_sql("INSERT INTO child VALUES (2, 7)")
+
+    @pytest.mark.engines("sqlite")
+    def test_a_row_that_points_nowhere_fails_the_batch(self, parent: peewee.Database) -> None:
+        """foreign_key_check runs before COMMIT; one that pointed nowhere before is not the migration's fault."""
+        parent.pragma("foreign_keys", 0)
+        parent.execute_sql("INSERT INTO child VALUES (8, 8)")
+        parent.pragma("foreign_keys", 1)
+
+        error = self.failure(parent, lambda migrator, db: db.execute_sql("INSERT INTO child VALUES (9, 9)"))
+        migrate_db([("0002", lambda migrator, db: db.execute_sql("CREATE TABLE more (id INTEGER)"))], database=parent)
+
+        assert "rows that point to nothing: 1 of 'child' to 'parent'" in error.message
+        assert parent.pragma("foreign_keys") == 1
+        assert parent.execute_sql("SELECT count(*) FROM child").fetchone()[0] == 2
+
+    @pytest.mark.engines("sqlite", "postgres")
+    def test_a_python_error_undoes_the_batch_too(self, parent: peewee.Database) -> None:
+        """Not only what the server refuses."""
+
+        def up(migrator: Any, db: Any) -> None:
+            db.execute_sql("DROP TABLE child")
+            raise KeyError("late")
+
+        error = self.failure(parent, lambda migrator, db: db.execute_sql("CREATE TABLE more (id INTEGER)"), up)
+
+        assert error.message == "0002 failed after 1 statement: KeyError: 'late'"
+        assert {"parent", "child"} == {name for name in parent.get_tables() if not name.startswith("migration_")}
+
+    @pytest.mark.engines("postgres")
+    def test_a_swallowed_error_is_found_before_commit(self, parent: peewee.Database) -> None:
+        """PostgreSQL would turn the COMMIT into a ROLLBACK without a word, and the history would lie."""
+
+        def up(migrator: Any, db: Any) -> None:
+            db.execute_sql("CREATE TABLE more (id INTEGER)")
+            with suppress(peewee.DatabaseError):
+                db.execute_sql("INSERT INTO gone VALUES (1)")
+
+        error = self.failure(parent, up)
+
+        assert "its error was swallowed" in error.message
+        assert "more" not in parent.get_tables()
+
+    @pytest.mark.engines("sqlite", "postgres")
+    @pytest.mark.parametrize("statement", ["COMMIT", "ROLLBACK"])
+    def test_a_migration_that_ends_the_transaction_is_an_error(self, parent: peewee.Database, statement: str) -> None:
+        """The batch cannot promise anything after that."""
+        error = self.failure(parent, lambda migrator, db: db.execute_sql(statement))
+
+        assert "ended the batch's transaction by itself" in error.message
+        assert parent.execute_sql("SELECT count(*) FROM parent").fetchone()[0] == 1
+
+    @pytest.mark.engines("postgres")
+    def test_a_constraint_that_fails_at_commit_undoes_the_batch(self, parent: peewee.Database) -> None:
+        """A deferred foreign key is checked by COMMIT itself, after the last statement."""
+
+        def up(migrator: Any, db: Any) -> None:
+            db.execute_sql("ALTER TABLE child ALTER CONSTRAINT child_parent_id_fkey DEFERRABLE INITIALLY DEFERRED")
+            db.execute_sql("INSERT INTO child VALUES (9, 9)")
+
+        error = self.failure(parent, up)
+
+        assert "23503" in error.message
+        assert parent.execute_sql("SELECT count(*) FROM child").fetchone()[0] == 1
+
+    @pytest.mark.engines("postgres", "mysql", "mariadb")
+    def test_the_session_is_as_it_was_before(self, backend: Backend, parent: peewee.Database) -> None:
+        """Lock timeouts and sql_mode are the migration's own; the pooled connection goes back unchanged."""
+        names = ["lock_timeout"] if backend.engine == "postgres" else ["lock_wait_timeout", "sql_mode"]
+        show = "SHOW {}" if backend.engine == "postgres" else "SELECT @@SESSION.{}"
+        before = [parent.execute_sql(show.format(name)).fetchone() for name in names]
+        during: list[Any] = []
+
+        def up(migrator: Any, db: Any) -> None:
+            during.extend(db.execute_sql(show.format(name)).fetchone() for name in names)
+
+        migrate_db([("0001", up)], database=parent)
+
+        assert during != before
+        assert [parent.execute_sql(show.format(name)).fetchone() for name in names] == before
+
+    @pytest.mark.engines("mysql", "mariadb")
+    def test_no_transaction_is_open_across_ddl(self, parent: peewee.Database) -> None:
+        """Those servers would commit it, and peewee's savepoint would then hide the true error behind 1305."""
+        depths: list[int] = []
+        migrate_db([("0000", lambda migrator, db: depths.append(db.transaction_depth()))], database=parent)
+
+        error = self.failure(parent, lambda migrator, db: db.execute_sql("ALTER TABLE gone ADD x INT"))
+
+        assert depths == [0]
+        assert "1146" in error.message
+
+    @pytest.mark.engines("postgres", "mysql", "mariadb")
+    def test_a_connection_lost_in_a_migration_is_recorded(self, backend: Backend, parent: peewee.Database) -> None:
+        """The failed row is written over a new connection, with the error that lost the old one."""
+        other = backend.database()
+
+        def up(migrator: Any, db: Any) -> None:
+            if backend.engine == "postgres":
+                own = db.execute_sql("SELECT pg_backend_pid()").fetchone()[0]
+                other.execute_sql(f"SELECT pg_terminate_backend({own})")
+            else:
+                own = db.execute_sql("SELECT CONNECTION_ID()").fetchone()[0]
+                other.execute_sql(f"KILL {own}")
+            db.execute_sql("CREATE TABLE more (id INTEGER)")
+
+        with pytest.raises(MigrationFailedError):
+            migrate_db([("0001", up)], database=parent)
+
+        assert MigrationTracker.get_migration_history(database=other)[0]["status"] == "failed"
 
 
 class TestDatabaseCompat:

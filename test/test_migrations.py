@@ -192,7 +192,7 @@ def test_a_failed_batch_says_what_stays_where_ddl_commits_by_itself(
 def test_a_failed_migration_runs_again_once_mended(db: peewee.Database, write: Write, versions: Path) -> None:
     """``failed`` is pending still; the next success takes its place."""
     path = write("0001_a", "def up(migrator, db):\n    raise ValueError('not yet')\n")
-    with pytest.raises(MigrationFailedError, match="failed after 0 statements: not yet"):
+    with pytest.raises(MigrationFailedError, match="failed after 0 statements: ValueError: not yet"):
         migrate_db(directory=versions, database=db)
     path.write_text(CREATE.format(table="a"))
 

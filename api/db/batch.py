@@ -20,7 +20,7 @@ import peewee
 
 from api.db import history
 from api.db.dialects.engine import Engine
-from api.db.dialects.errors import classify
+from api.db.dialects.errors import classify, driver_error
 from api.db.files import Migration
 from api.db.history import Attempt, HistoryRow
 from api.db.lock import exclusive_session, exclusive_transaction
@@ -29,6 +29,7 @@ from api.db.operations import OperationResult, Outcome
 from api.db.rebuild import foreign_keys_off
 from api.db.session import Statements, bounded, ms_since, refuse_ended_transaction, watch
 from api.exceptions import AADAPError, MigrationFailedError, MigrationLockError
+from api.logs import redact
 
 Direction = Literal["up", "down"]
 TRANSACTIONAL: frozenset[Engine] = frozenset({"postgres", "sqlite"})
@@ -115,15 +116,21 @@ def batch_error(result: BatchResult, engine: Engine) -> MigrationFailedError:
     """Return *result*'s failure as an error: which migration, at which statement, what the server said, what to do."""
     failure = result.failure
     assert failure is not None
-    cause = failure.cause
-    found = classify(cause, engine, statement=failure.statement or "")
-    code = f"{found.code}: " if found.code is not None else ""
-    said, hint = f"{code}{found.server_message}", found.remedy
-    if isinstance(cause, AADAPError):
-        said, hint = cause.message, cause.hint
+    said, hint = _told(failure.cause, engine, failure.statement)
     error = MigrationFailedError(f"{failure.migration.name} failed {_place(failure)}: {said}", result=result, hint=hint)
-    error.__cause__ = cause
+    error.__cause__ = failure.cause
     return error
+
+
+def _told(cause: Exception, engine: Engine, statement: str | None) -> tuple[str, str]:
+    """Return what *cause* says, without secrets, and what to do about it."""
+    if isinstance(cause, AADAPError):
+        return cause.message, cause.hint
+    if driver_error(cause, engine) is None:
+        return redact(f"{type(cause).__name__}: {cause}"), "correct the migration's code at that line"
+    found = classify(cause, engine, statement=statement or "")
+    code = f"{found.code}: " if found.code is not None else ""
+    return f"{code}{found.server_message}", found.remedy
 
 
 def _place(failure: Failure) -> str:
@@ -231,7 +238,7 @@ class _Batch:
         self.failure = Failure(migration, exc, statement, statements.number, statements.elapsed_ms())
         self.rolled_back += [ran.name for ran in undone if ran.name != migration.name]
         attempts = [self._attempt(name, "rolled_back") for name in self.rolled_back]
-        message = exc.message if isinstance(exc, AADAPError) else classify(exc, self.engine).server_message
+        message, _ = _told(exc, self.engine, statement)
         row = self._row(migration, "failed", self.failure.duration_ms, error_message=message)
         attempts.append(
             self._attempt(
