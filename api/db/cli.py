@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,8 +22,8 @@ from rich.table import Table
 from api import logs
 from api.db import files, history, migrations, report
 from api.db.batch import Options
-from api.db.connection import describe_failure, open_database
-from api.db.dialects.engine import engine_of
+from api.db.connection import open_database
+from api.db.dialects.engine import Engine, engine_of
 from api.db.dialects.errors import classify
 from api.exceptions import (
     AADAPError,
@@ -59,6 +59,14 @@ class Context:
     as_json: bool
     verbose: bool
     database: peewee.Database
+    engine: Engine = "sqlite"
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """Connect for the block. A person waits: one attempt, one message; the app's boot is what tries again."""
+        with migrations.connected(self.database, deadline_s=0):
+            self.engine = engine_of(self.database)
+            yield
 
     @property
     def directory(self) -> Path:
@@ -135,7 +143,7 @@ def cli(ctx: click.Context, database_url: str | None, directory: Path | None, as
 @click.pass_obj
 def up(context: Context, target: str | None = None) -> None:
     """Apply what is pending, up to and including TARGET if given: all of it or nothing."""
-    with _Progress(context) as progress, _connected(context):
+    with _Progress(context) as progress, context.connected():
         result = migrations.migrate_db(
             directory=context.directory,
             database=context.database,
@@ -157,7 +165,7 @@ def up(context: Context, target: str | None = None) -> None:
 @click.pass_obj
 def status(context: Context) -> None:
     """Show every migration's state: applied, skipped, pending, failed, changed, missing. Reads all files."""
-    with _connected(context):
+    with context.connected():
         states = migrations.migration_status(context.directory, context.database)
     document = report.status_document(states)
 
@@ -175,7 +183,7 @@ def status(context: Context) -> None:
 @click.pass_obj
 def plan(context: Context, target: str | None) -> None:
     """Show what `up` would run, in which order and in which transactions; changes nothing."""
-    with _connected(context):
+    with context.connected():
         names = migrations.pending_migrations(context.directory, context.database, target)
     parts = migrations.migration_parts(context.directory, names)
 
@@ -195,7 +203,7 @@ def plan(context: Context, target: str | None) -> None:
 @click.pass_obj
 def history_command(context: Context, limit: int | None) -> None:
     """Show every attempt, oldest first: when, what, who, how long, and the error."""
-    with _connected(context):
+    with context.connected():
         attempts = history.read_attempts(context.database, limit)
     headers = ("when", "migration", "action", "status", "ms", "by", "error or reason")
     context.show(report.history_document(attempts), lambda: _table(headers, report.history_rows(attempts)))
@@ -207,11 +215,11 @@ def history_command(context: Context, limit: int | None) -> None:
 @click.pass_obj
 def down(context: Context, target: str | None, yes: bool) -> None:
     """Revert the newest applied migration, or all back through TARGET, TARGET included."""
-    with _connected(context):
+    with context.connected():
         names = migrations.revertible(target, database=context.database)
     if names and not yes:
         _ask(names)
-    with _Progress(context) as progress, _connected(context):
+    with _Progress(context) as progress, context.connected():
         result = migrations.revert(
             target,
             directory=context.directory,
@@ -241,11 +249,6 @@ def main() -> int:
 
 
 # How it looks --------------------------------------------------------------------------------------------------
-
-
-def _connected(context: Context) -> AbstractContextManager[None]:
-    # A person waits: one attempt, one message. The app's boot is the one that tries again.
-    return migrations.connected(context.database, deadline_s=0)
 
 
 def _options(context: Context, on_start: Callable[[str], None]) -> Options:
@@ -313,10 +316,7 @@ def _leave(ctx: click.Context, exc: AADAPError | peewee.PeeweeException) -> NoRe
 
 
 def _as_ours(ctx: click.Context, exc: peewee.PeeweeException) -> AADAPError:
-    database = ctx.obj.database
-    if database.is_closed():
-        return describe_failure(exc, database)
-    found = classify(exc, engine_of(database))
+    found = classify(exc, ctx.obj.engine)
     code = f"{found.code}: " if found.code is not None else ""
     return MigrationError(f"{code}{found.server_message}", hint=found.remedy)
 
@@ -330,7 +330,7 @@ def _error_document(error: AADAPError) -> dict[str, Any]:
 def _error_lines(ctx: click.Context, error: AADAPError) -> list[str]:
     rows: list[report.Row] = [("what to do", error.hint)] if error.hint else []
     if isinstance(error, MigrationFailedError):
-        rows = report.failure_rows(error, engine_of(ctx.obj.database))
+        rows = report.failure_rows(error, ctx.obj.engine)
     width = max((len(label) for label, _ in rows), default=0)
     return [
         f"error {error.error_code}: {error.message}",
