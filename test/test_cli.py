@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 import subprocess
@@ -223,9 +224,10 @@ def test_a_read_only_file_is_told_once(backend: Backend, db: peewee.Database, ve
         done = CliRunner().invoke(cli, ["--database-url", backend.url, "--directory", str(versions), "up"])
         return f"{done.exit_code} {done.stderr}"
 
-    b"".decode("utf-8-sig")  # loaded now: nobody may not read every Python's own folder
+    codecs.lookup("utf-8-sig")  # loaded now: nobody may not read every Python's own folder
     told = in_child(up, unprivileged=True)
-    assert told.startswith("1 error MIG001: ")
+    assert told.startswith("1 ")
+    assert "error MIG001: " in told
     assert "readonly database" in told
     assert "what to do" in told
 
