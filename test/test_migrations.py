@@ -237,8 +237,11 @@ def test_a_migration_that_needs_another_engine_is_skipped(backend: Backend, db: 
     assert f"needs transactional_ddl on {other}; this is {backend.engine}" in (result.applied[0].reason or "")
 
 
-def test_atomic_false_splits_the_batch(backend: Backend, db: peewee.Database, write: Write, versions: Path) -> None:
-    """What precedes commits first; it runs outside any transaction; what follows is a part of its own."""
+@pytest.mark.usefixtures("_logs")
+def test_atomic_false_splits_the_batch(
+    db: peewee.Database, write: Write, versions: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What precedes commits first; it runs outside any transaction; the parts are told before anything runs."""
     write("0001_a", table="a")
     write(
         "0002_b",
@@ -253,6 +256,7 @@ def test_atomic_false_splits_the_batch(backend: Backend, db: peewee.Database, wr
         migrate_db(directory=versions, database=db)
 
     assert _states(db) == {"0001_a": "success", "0002_b": "success", "0003_c": "failed"}
+    assert "[['0001_a'], ['0002_b'], ['0003_c']]" in caplog.text
 
 
 @pytest.mark.engines("postgres")

@@ -256,6 +256,7 @@ def migrate_db(
             return BatchResult(batch="")
         loaded = files.load_named(source, names)
         log.info("migrating", pending=len(loaded), first=names[0], last=names[-1])
+        _tell_parts(loaded)
         result = run_batch(db, migrator_for(db), loaded, options or Options())
         if result.failure:
             raise batch_error(result, engine_of(db))
@@ -366,6 +367,13 @@ def _warn_of_odd_order(states: dict[str, str], source: files.Source) -> None:
     late = sorted(name for name in known - done if name < newest)
     if late:
         log.warning("pending migrations are numbered below the newest applied", late=late, newest=newest)
+
+
+def _tell_parts(migrations: Sequence[Migration]) -> None:
+    parts = batch.parts_of(migrations)
+    if len(parts) > 1:
+        names = [[migration.name for migration in part] for part in parts]
+        log.warning("`atomic = False` splits the batch: each part commits by itself", parts=names)
 
 
 def _up_to(target: str | None, pending: list[str]) -> list[str]:
