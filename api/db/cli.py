@@ -126,7 +126,9 @@ def cli(ctx: click.Context, database_url: str | None, directory: Path | None, as
         migration_directory=directory.absolute() if directory else None,
         log_level="DEBUG" if verbose else None,
     )
-    logs.configure_logging(settings.log_level, settings.log_format)
+    # On a terminal the table says what INFO would; in a log the lines are all there is.
+    quiet = settings.log_level == "INFO" and sys.stderr.isatty()
+    logs.configure_logging("WARNING" if quiet else settings.log_level, settings.log_format)
     logs.bind_correlation_id()
     database = open_database(
         settings.database_url.get_secret_value(),

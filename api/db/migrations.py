@@ -258,6 +258,10 @@ def migrate_db(
         log.info("migrating", pending=len(loaded), first=names[0], last=names[-1])
         _tell_parts(loaded)
         result = run_batch(db, migrator_for(db), loaded, options or Options())
+        for ran in result.applied:
+            log.info(
+                "migration recorded", name=ran.name, status=ran.status, duration_ms=ran.duration_ms, reason=ran.reason
+            )
         if result.failure:
             raise batch_error(result, engine_of(db))
         log.info("migrated", applied=len(result.applied), duration_ms=result.duration_ms)
