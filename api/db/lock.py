@@ -42,7 +42,7 @@ def exclusive_transaction(database: peewee.Database, engine: Engine, timeout_s: 
     elif engine == "sqlite":
         transaction = database.atomic("IMMEDIATE")
         busy_timeout_ms = database.pragma("busy_timeout")
-        database.pragma("busy_timeout", 0)
+        database.pragma("busy_timeout", round(POLL_S * 1000))
         try:
             _poll(lambda: _begin(transaction), timeout_s)
         finally:
