@@ -55,6 +55,11 @@ def redact(text: str) -> str:
     return text
 
 
+def storable(text: str) -> str:
+    """Return *text* without what a server refuses to store: NUL on PostgreSQL, lone surrogates everywhere."""
+    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def bind_correlation_id(candidate: str | None = None) -> str:
     """Bind *candidate* to this context if it is sane, a new id otherwise, and return what was bound.
 
@@ -83,6 +88,16 @@ def carry_context(function: Callable[P, R]) -> Callable[P, R]:
         return captured.copy().run(function, *args, **kwargs)
 
     return run
+
+
+class _WithoutValues(logging.Filter):
+    """Leaves a query's values out of peewee's line: among them is what an application keeps secret."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keep the SQL of a ``(sql, values)`` message."""
+        if isinstance(record.msg, tuple):
+            record.msg = record.msg[0]
+        return True
 
 
 class _StandardError:
@@ -121,6 +136,9 @@ def configure_logging(
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(level)
+    queries = logging.getLogger("peewee")
+    if not any(isinstance(each, _WithoutValues) for each in queries.filters):
+        queries.addFilter(_WithoutValues())
     _adopt_gunicorn()
 
 

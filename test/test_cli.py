@@ -283,6 +283,40 @@ def test_another_tools_word_is_answered_with_ours(run: Run, theirs: str, ours: s
 
 
 @pytest.mark.engines("sqlite")
+@pytest.mark.parametrize("arguments", [["nonsense"], ["up", "--nonsense"], ["upgrade"]])
+def test_a_usage_error_is_a_document_too(run: Run, arguments: list[str]) -> None:
+    """With ``--json`` a script reads one document whatever went wrong; exit 2."""
+    done = run("--json", *arguments)
+
+    assert done.code == 2
+    assert done.document["error"]["code"] == "CONF001"
+
+
+@pytest.mark.engines("sqlite", "postgres")
+def test_verbose_shows_a_traceback_without_secrets(backend: Backend, versions: Path) -> None:
+    """Neither the server's quote of the statement, nor Python's, nor the values of a query."""
+    (versions / "0002_b.py").write_text(
+        "def up(migrator, db):\n    db.execute_sql(\"CREATE USER x PASSWORD 'hunter2' bogus\")\n"
+    )
+    command = [sys.executable, "-m", "api.db.migrations", "--verbose", "--directory", str(versions)]
+    done = subprocess.run(
+        [*command, "--database-url", backend.url], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "hunter2" not in done.stderr
+
+
+@pytest.mark.engines("sqlite")
+def test_a_place_that_cannot_be_written_is_told(run: Run, tmp_path: Path) -> None:
+    """``create`` below a file: exit 2, one message."""
+    (tmp_path / "file").write_text("")
+
+    _only(run("create", "x", directory=tmp_path / "file" / "versions"), 2, "cannot be")
+
+
+@pytest.mark.engines("sqlite")
 def test_create_writes_the_next_number(run: Run, versions: Path) -> None:
     """What it writes can be loaded and planned."""
     done = run("create", "Add", "user-email")

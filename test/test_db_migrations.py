@@ -20,6 +20,7 @@ from structlog.testing import capture_logs
 from api.db import pool_health
 from api.db.connection import PoolDiagnostics, open_database
 from api.db.dialects.engine import server_version
+from api.db.history import read_attempts
 from api.db.migrations import (
     DatabaseCompat,
     MigrationTracker,
@@ -447,13 +448,69 @@ class TestTransactionSafety:
         assert "more" not in parent.get_tables()
 
     @pytest.mark.engines("sqlite", "postgres")
-    @pytest.mark.parametrize("statement", ["COMMIT", "ROLLBACK"])
-    def test_a_migration_that_ends_the_transaction_is_an_error(self, parent: peewee.Database, statement: str) -> None:
-        """The batch cannot promise anything after that."""
-        error = self.failure(parent, lambda migrator, db: db.execute_sql(statement))
+    @pytest.mark.parametrize(("statement", "stands"), [("COMMIT", True), ("ROLLBACK", False)])
+    def test_what_a_migration_committed_by_itself_is_told(
+        self, parent: peewee.Database, statement: str, stands: bool
+    ) -> None:
+        """The history and the message say what really stands, not what the batch would have promised."""
+        error = self.failure(
+            parent,
+            lambda migrator, db: db.execute_sql("CREATE TABLE more (id INTEGER)"),
+            lambda migrator, db: db.execute_sql(statement),
+        )
 
+        states = {
+            row["migration_name"]: row["status"] for row in MigrationTracker.get_migration_history(database=parent)
+        }
         assert "ended the batch's transaction by itself" in error.message
-        assert parent.execute_sql("SELECT count(*) FROM parent").fetchone()[0] == 1
+        assert ("more" in parent.get_tables()) is stands
+        assert states == ({"0001": "success", "0002": "failed"} if stands else {"0002": "failed"})
+        assert error.result.failure.stands is stands
+        assert error.result.rolled_back == (() if stands else ("0001",))
+
+    def test_a_transaction_left_open_is_closed_and_told(self, parent: peewee.Database) -> None:
+        """``session_start()`` without its commit would keep everything from everybody else."""
+        error = self.failure(parent, lambda migrator, db: db.session_start())
+
+        assert "left a transaction open" in error.message
+        assert parent.transaction_depth() == 0
+
+    @pytest.mark.parametrize("raised", [SystemExit(0), KeyboardInterrupt()])
+    def test_an_exit_in_a_migration_is_a_failure(self, parent: peewee.Database, raised: BaseException) -> None:
+        """Neither ends the program as if all were well; both leave a failed row."""
+
+        def up(migrator: Any, db: Any) -> None:
+            raise raised
+
+        with pytest.raises(MigrationFailedError if isinstance(raised, SystemExit) else KeyboardInterrupt):
+            migrate_db([("0001", up)], database=parent)
+
+        assert MigrationTracker.get_migration_history(database=parent)[0]["status"] == "failed"
+        assert not parent.in_transaction()
+
+    def test_a_migration_that_migrates_is_refused(self, parent: peewee.Database) -> None:
+        """It would run itself, over and over."""
+        error = self.failure(parent, lambda migrator, db: migrate_db([("inner", lambda: None)], database=db))
+
+        assert "a migration runs on it" in error.message
+
+    def test_a_failure_is_recorded_without_secrets_and_whatever_its_length(self, parent: peewee.Database) -> None:
+        """MySQL's TEXT ends at 64 kB: the record is cut, not lost, and holds no password."""
+        filler = "x" * 70_000
+
+        def up(migrator: Any, db: Any) -> None:
+            db.execute_sql(f"INSERT INTO gone VALUES ('{filler}') /* IDENTIFIED BY 'hunter2' */")
+
+        def down_to_earth(migrator: Any, db: Any) -> None:
+            db.execute_sql("CREATE USER someone IDENTIFIED BY 'hunter2' bogus \x00")
+
+        for name, function in (("0001", up), ("0002", down_to_earth)):
+            with pytest.raises((MigrationFailedError, ValueError)):
+                migrate_db([(name, function)], database=parent)
+
+        kept = str(read_attempts(parent)) + str(MigrationTracker.get_migration_history(database=parent))
+        assert kept.count("status='failed'") == 2
+        assert "hunter2" not in kept
 
     @pytest.mark.engines("postgres")
     def test_a_constraint_that_fails_at_commit_undoes_the_batch(self, parent: peewee.Database) -> None:
@@ -465,6 +522,7 @@ class TestTransactionSafety:
 
         error = self.failure(parent, up)
 
+        assert "failed at the COMMIT of its batch" in error.message
         assert "23503" in error.message
         assert parent.execute_sql("SELECT count(*) FROM child").fetchone()[0] == 1
 

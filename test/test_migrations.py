@@ -22,6 +22,7 @@ from api.db.lock import exclusive_session, exclusive_transaction
 from api.db.migrations import (
     DatabaseCompat,
     MigrationTracker,
+    alter_db_add_column,
     migrate_db,
     migration_status,
     pending_migrations,
@@ -300,6 +301,93 @@ def test_down_needs_a_down_in_each(db: peewee.Database, write: Write, versions: 
     assert len(_states(db)) == 2
 
 
+def test_down_takes_the_newest_by_number(db: peewee.Database, write: Write, versions: Path) -> None:
+    """10 was applied after 9, whatever the alphabet says."""
+    for name in ("9_a", "10_b"):
+        write(name, table=f"t{name[-1]}")
+    migrate_db(directory=versions, database=db)
+
+    assert [ran.name for ran in revert(directory=versions, database=db).applied] == ["10_b"]
+
+
+def test_down_of_a_skipped_migration_takes_nothing_away(db: peewee.Database, write: Write, versions: Path) -> None:
+    """What it found standing was not its own."""
+    db.execute_sql("CREATE TABLE a (id INTEGER, kind INTEGER)")
+    write(
+        "0001_a",
+        "import peewee\nfrom api.db.migrations import alter_db_add_column, alter_db_drop_column\n\n"
+        "def up(migrator, db):\n    alter_db_add_column(migrator, 'a', 'kind', peewee.IntegerField(null=True))\n\n"
+        "def down(migrator, db):\n    alter_db_drop_column(migrator, 'a', 'kind')\n",
+    )
+    migrate_db(directory=versions, database=db)
+
+    (ran,) = revert(directory=versions, database=db).applied
+
+    assert ran.status == "skipped"
+    assert [column.name for column in db.get_columns("a")] == ["id", "kind"]
+    assert _states(db) == {}
+
+
+def test_a_history_of_the_plans_columns_only_is_completed(db: peewee.Database) -> None:
+    """An older release made the table: what it lacks is added before anything runs."""
+    number = "SERIAL" if isinstance(db, peewee.PostgresqlDatabase) else "INTEGER"
+    columns = "migration_name VARCHAR(255) UNIQUE, applied_at TIMESTAMP NULL, status VARCHAR(16), error_message TEXT"
+    db.execute_sql(
+        f"CREATE TABLE migration_history (id {number} PRIMARY KEY, {columns}, duration_ms INTEGER, db_type VARCHAR(16))"
+        if number == "SERIAL" or isinstance(db, peewee.SqliteDatabase)
+        else f"CREATE TABLE migration_history (id INTEGER AUTO_INCREMENT PRIMARY KEY, {columns}, duration_ms INTEGER, "
+        "db_type VARCHAR(16))"
+    )
+
+    migrate_db([("a", lambda: None)], database=db)
+
+    assert MigrationTracker.get_migration_history(database=db)[0]["applied_by"]
+
+
+def test_names_are_told_apart_by_every_letter(db: peewee.Database) -> None:
+    """MySQL's and MariaDB's own collations would take "a" and "A" for one, and run both at every boot."""
+    listed = [("0001_a", lambda: None), ("0001_A", lambda: None)]
+    migrate_db(listed, database=db)
+
+    assert migrate_db(listed, database=db).applied == ()
+
+
+@pytest.mark.engines("postgres")
+def test_a_begin_of_its_own_that_failed_leaves_no_lock(backend: Backend, write: Write, versions: Path) -> None:
+    """The failure is recorded, and the next boot gets the lock."""
+    text = "def up(migrator, db):\n    db.execute_sql('BEGIN')\n    db.execute_sql('SELECT gone')\n"
+    path = write("0001_a", "atomic = False\n\n" + text)
+    with pytest.raises(MigrationFailedError, match="42703"):
+        migrate_db(directory=versions, database=backend.database())
+    path.write_text(CREATE.format(table="a"))
+
+    assert migrate_db(directory=versions, database=backend.database(), options=Options(lock_timeout_s=1)).applied
+
+
+@pytest.mark.engines("postgres")
+def test_an_emptied_search_path_does_not_hide_the_history(db: peewee.Database) -> None:
+    """As every dump of pg_dump empties it."""
+
+    def up(migrator: Any, db: Any) -> None:
+        db.execute_sql("SELECT set_config('search_path', '', false)")
+        db.execute_sql("CREATE TABLE public.a (id INTEGER)")
+
+    assert migrate_db([("a", up)], database=db).applied
+
+
+@pytest.mark.engines("mysql", "mariadb")
+def test_a_servers_odd_sql_mode_changes_nothing(db: peewee.Database) -> None:
+    """Under ANSI_QUOTES and NO_BACKSLASH_ESCAPES a column's own text would be read otherwise."""
+    db.execute_sql("CREATE TABLE a (id INTEGER, n VARCHAR(9) DEFAULT 'x')")
+    db.execute_sql("SET SESSION sql_mode = 'ANSI_QUOTES,NO_BACKSLASH_ESCAPES'")
+
+    def up(migrator: Any, db: Any) -> None:
+        alter_db_add_column(migrator, "a", "n", peewee.CharField(max_length=9, default="a\\b"))
+
+    assert migrate_db([("a", up)], database=db).applied[0].status == "success"
+    assert db.execute_sql("SELECT @@SESSION.sql_mode").fetchone()[0] == "ANSI_QUOTES,NO_BACKSLASH_ESCAPES"
+
+
 @pytest.mark.engines("sqlite")
 @pytest.mark.parametrize(
     ("text", "message"),
@@ -307,6 +395,10 @@ def test_down_needs_a_down_in_each(db: peewee.Database, write: Write, versions: 
         ("def up(:\n", r"0001_a\.py, line 1: "),
         ("x = 1\n", r"0001_a\.py: has no function up"),
         ("import no_such_module\n\ndef up(migrator, db): ...\n", r"0001_a\.py, line 1: ModuleNotFoundError"),
+        ("raise SystemExit(0)\n", r"0001_a\.py, line 1: SystemExit"),
+        ("return 1\n", r"0001_a\.py, line 1: 'return' outside function"),
+        ("async def up(migrator, db): ...\n", r"up\(\) is async or has a yield"),
+        ("def up(migrator, db):\n    yield\n", r"up\(\) is async or has a yield"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_before_anything_runs(
@@ -452,6 +544,20 @@ def test_processes_that_boot_together_apply_each_migration_once(
     assert [boot.returncode for boot in boots] == [0] * 4
     assert sorted(len(result["applied"]) for result in results) == [0, 0, 0, 3]
     assert len(history.read_attempts(db)) == 3
+
+
+@pytest.mark.parametrize("text", ["atomic = False\n" + CREATE])
+def test_processes_that_boot_together_run_a_migration_without_a_transaction_once(
+    backend: Backend, db: peewee.Database, write: Write, versions: Path, text: str
+) -> None:
+    """The lock is the session's then, and on SQLite a file's."""
+    write("0001_a", text, table="a")
+    with exclusive_session(db, backend.engine, 1):
+        boots = [_start(backend, versions) for _ in range(3)]
+        assert all(any("waiting for another process" in line for line in boot.stderr or ()) for boot in boots)
+    results = [json.loads(boot.communicate(timeout=60)[0]) for boot in boots]
+
+    assert sorted(len(result["applied"]) for result in results) == [0, 0, 1]
 
 
 def test_a_waiter_gives_up_with_an_error_that_says_why(backend: Backend, write: Write, versions: Path) -> None:

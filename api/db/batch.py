@@ -1,4 +1,4 @@
-"""Run one batch of migrations, or revert some, as a whole; return what happened, print and log nothing of it.
+"""Run one batch of migrations, or revert some, as a whole; return what happened, and print nothing of it.
 
 PostgreSQL and SQLite: one transaction a part, a savepoint a migration, the history rows inside. MySQL and MariaDB
 commit at every DDL statement: no transaction is open across one, and each migration is recorded as it ends.
@@ -14,24 +14,25 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import peewee
+import structlog
 
 from api.db import history
 from api.db.dialects.engine import Engine
-from api.db.dialects.errors import classify, driver_error
 from api.db.files import Migration
 from api.db.history import Attempt, HistoryRow
 from api.db.lock import exclusive_session, exclusive_transaction
 from api.db.migrators import Migrator
 from api.db.operations import OperationResult, Outcome
 from api.db.rebuild import foreign_keys_off
-from api.db.session import Statements, bounded, ms_since, refuse_ended_transaction, watch
-from api.exceptions import AADAPError, MigrationFailedError, MigrationLockError
-from api.logs import redact
+from api.db.results import BatchResult, Direction, Failure, Ran, told
+from api.db.session import Mark, Statements, bounded, ms_since, refuse_ended_transaction, watch
+from api.exceptions import MigrationError, MigrationLockError
 
-Direction = Literal["up", "down"]
+log = structlog.get_logger(__name__)
+
 TRANSACTIONAL: frozenset[Engine] = frozenset({"postgres", "sqlite"})
 
 
@@ -42,43 +43,6 @@ class Options:
     lock_timeout_s: float = 600.0
     statement_lock_timeout_s: float = 30.0
     on_start: Callable[[str], None] = lambda name: None
-
-
-@dataclass(frozen=True, slots=True)
-class Ran:
-    """A migration that ran to its end. *reason* says why it was skipped; *operations* what each operation did."""
-
-    name: str
-    status: Literal["success", "skipped"]
-    duration_ms: int
-    reason: str | None = None
-    operations: tuple[OperationResult, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Where a batch stopped: *statement* is the one that failed, the migration's *number*-th that changes something.
-
-    *statement* is ``None`` when Python failed, after *number* statements.
-    """
-
-    migration: Migration
-    cause: Exception
-    statement: str | None
-    number: int
-    duration_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class BatchResult:
-    """What a batch did. *applied* stands, *rolled_back* ran and was undone, *pending* is what is left to do."""
-
-    batch: str
-    applied: tuple[Ran, ...] = ()
-    failure: Failure | None = None
-    rolled_back: tuple[str, ...] = ()
-    pending: tuple[str, ...] = ()
-    duration_ms: int = 0
 
 
 def parts_of(migrations: Sequence[Migration]) -> list[list[Migration]]:
@@ -98,7 +62,8 @@ def run_batch(
     """Run *migrations* in the order given and record them; stop at the first failure.
 
     Raises ``MigrationLockError`` when another process migrates for too long, and peewee's errors when the server is
-    lost before a migration began; what a migration raises is in the result's *failure*.
+    lost before a migration began; what a migration raises is in the result's *failure*. A ``KeyboardInterrupt`` is
+    recorded like a failure, and goes on.
     """
     run = _Batch(database, migrator, options, direction)
     unprotected = foreign_keys_off(database) if migrator.engine == "sqlite" else nullcontext()
@@ -112,32 +77,14 @@ def run_batch(
     return run.result(migrations)
 
 
-def batch_error(result: BatchResult, engine: Engine) -> MigrationFailedError:
-    """Return *result*'s failure as an error: which migration, at which statement, what the server said, what to do."""
-    failure = result.failure
-    assert failure is not None
-    said, hint = _told(failure.cause, engine, failure.statement)
-    error = MigrationFailedError(f"{failure.migration.name} failed {_place(failure)}: {said}", result=result, hint=hint)
-    error.__cause__ = failure.cause
-    return error
+@dataclass(slots=True)
+class _Part:
+    """What one part has come to: *begun* is the migration that runs, or ran last, and what it sent."""
 
-
-def _told(cause: Exception, engine: Engine, statement: str | None) -> tuple[str, str]:
-    """Return what *cause* says, without secrets, and what to do about it."""
-    if isinstance(cause, AADAPError):
-        return cause.message, cause.hint
-    if driver_error(cause, engine) is None:
-        return redact(f"{type(cause).__name__}: {cause}"), "correct the migration's code at that line"
-    found = classify(cause, engine, statement=statement or "")
-    code = f"{found.code}: " if found.code is not None else ""
-    return f"{code}{found.server_message}", found.remedy
-
-
-def _place(failure: Failure) -> str:
-    if failure.statement is None:
-        return f"after {failure.number} statements" if failure.number != 1 else "after 1 statement"
-    ending = {1: "st", 2: "nd", 3: "rd"}.get(failure.number % 10 * (failure.number // 10 % 10 != 1), "th")
-    return f"at its {failure.number}{ending} statement"
+    transactional: bool
+    ran: list[tuple[Migration, Ran]] = field(default_factory=list)
+    begun: tuple[Migration, Statements] | None = None
+    mark: Mark | None = None
 
 
 @dataclass(slots=True)
@@ -160,59 +107,55 @@ class _Batch:
 
     def result(self, migrations: Sequence[Migration]) -> BatchResult:
         applied = {ran.name for ran in self.applied}
-        left = (m.name for m in migrations if m.name not in applied) if self.failure else ()
-        return BatchResult(
-            self.batch,
-            tuple(self.applied),
-            self.failure,
-            tuple(self.rolled_back),
-            tuple(left),
-            ms_since(self.started),
-        )
+        left = tuple(m.name for m in migrations if m.name not in applied) if self.failure else ()
+        done = (self.batch, self.direction, tuple(self.applied), self.failure, tuple(self.rolled_back), left)
+        return BatchResult(*done, ms_since(self.started))
 
-    def part(self, part: Sequence[Migration]) -> None:
+    def part(self, migrations: Sequence[Migration]) -> None:
         """Run one part. Whatever a migration raises ends it, and is recorded after the rollback."""
-        ran: list[Ran] = []
-        begun: list[tuple[Migration, Statements]] = []
-        transactional = self.engine in TRANSACTIONAL and part[0].atomic
-        hold = exclusive_transaction if part[0].atomic else exclusive_session
+        atomic = migrations[0].atomic
+        part = _Part(transactional=atomic and self.engine in TRANSACTIONAL)
+        hold = exclusive_transaction if atomic else exclusive_session
+        timeout_s = self.options.statement_lock_timeout_s
         try:
             with (
                 hold(self.database, self.engine, self.options.lock_timeout_s),
-                bounded(self.database, self.engine, self.options.statement_lock_timeout_s, transactional),
+                bounded(self.database, self.engine, timeout_s, part.transactional) as part.mark,
             ):
-                self._run_all(part, ran, begun, transactional)
+                self._run_all(migrations, part)
         except MigrationLockError:
             raise
-        except Exception as exc:
-            if not begun:
+        except (Exception, KeyboardInterrupt) as exc:
+            if part.begun is None:
                 raise
-            self._fail(begun[-1], exc, ran if transactional else [])
+            self._fail(part, *part.begun, exc)
+            if isinstance(exc, KeyboardInterrupt):
+                raise
         else:
-            self.applied += ran
+            self.applied += [ran for _, ran in part.ran]
 
-    def _run_all(
-        self, part: Sequence[Migration], ran: list[Ran], begun: list[tuple[Migration, Statements]], transactional: bool
-    ) -> None:
+    def _run_all(self, migrations: Sequence[Migration], part: _Part) -> None:
         states = history.read_states(self.database) or {}
-        for migration in part:
-            if (states.get(migration.name) in history.DONE) == (self.direction == "up"):
+        for migration in migrations:
+            state = states.get(migration.name)
+            if (state in history.DONE) == (self.direction == "up"):
                 continue  # another process did it while we waited for the lock
             with watch(self.database) as statements:
-                begun.append((migration, statements))
-                ran.append(self._run(migration, statements, transactional))
-            if not transactional:
-                self._record([(migration, ran[-1])])
-                self.applied.append(ran.pop())
-        if transactional and ran:
-            by_name = {migration.name: migration for migration in part}
-            self._record([(by_name[each.name], each) for each in ran])
+                part.begun = (migration, statements)
+                ran = self._run(migration, statements, part.transactional, state)
+            part.ran.append((migration, ran))
+            if not part.transactional:
+                self._record(part.ran)
+                self.applied.append(ran)
+                part.ran.clear()
+        if part.ran and part.mark is not None:
+            part.mark.restore()
+            self._record(part.ran)
 
-    def _run(self, migration: Migration, statements: Statements, transactional: bool) -> Ran:
+    def _run(self, migration: Migration, statements: Statements, transactional: bool, state: str | None) -> Ran:
         self.options.on_start(migration.name)
         function = migration.up if self.direction == "up" else migration.down
-        refusal = getattr(function, "refusal", None)
-        reason = refusal(self.database) if refusal else None
+        reason = self._reason_to_skip(function, state)
         self.migrator.results.clear()
         if reason is None and function is not None:
             with self.database.atomic() if transactional else nullcontext():
@@ -222,88 +165,114 @@ class _Batch:
             reason = "; ".join(f"{each.table}.{each.target}: {each.reason}" for each in operations)
         return Ran(migration.name, "skipped" if reason else "success", statements.elapsed_ms(), reason, operations)
 
+    def _reason_to_skip(self, function: Callable[..., Any] | None, state: str | None) -> str | None:
+        if self.direction == "down":
+            # What it found standing is not its own to take away.
+            return "it was skipped: there is nothing of its own to revert" if state == "skipped" else None
+        refusal = getattr(function, "refusal", None)
+        return refusal(self.database) if refusal else None
+
     def _call(self, function: Callable[..., Any], statements: Statements, transactional: bool) -> None:
+        depth = self.database.transaction_depth()
         try:
             function(self.migrator, self.database)
+            self._refuse_open_transaction(depth)
             if transactional:
                 refuse_ended_transaction(self.database, self.engine)
-        except Exception as exc:
-            statements.cause = exc
+        except SystemExit as exc:
+            error = MigrationError(f"the migration called sys.exit({exc.code!r})", hint="raise an error instead")
+            statements.end(error)
+            raise error from exc
+        except (Exception, KeyboardInterrupt) as exc:
+            statements.end(exc)
             raise
 
-    def _fail(self, begun: tuple[Migration, Statements], raised: Exception, undone: Sequence[Ran]) -> None:
-        migration, statements = begun
-        # A ROLLBACK on a lost connection raises too, and would hide why it was lost.
-        exc, statement = statements.cause or raised, statements.failed
-        self.failure = Failure(migration, exc, statement, statements.number, statements.elapsed_ms())
-        self.rolled_back += [ran.name for ran in undone if ran.name != migration.name]
-        attempts = [self._attempt(name, "rolled_back") for name in self.rolled_back]
-        message, _ = _told(exc, self.engine, statement)
-        row = self._row(migration, "failed", self.failure.duration_ms, error_message=message)
-        attempts.append(
-            self._attempt(
-                migration.name,
-                "failed",
-                duration_ms=self.failure.duration_ms,
-                error_message=message,
-                statement=statement,
+    def _refuse_open_transaction(self, depth: int) -> None:
+        left_open = self.database.transaction_depth() - depth
+        for _ in range(left_open):
+            self.database.pop_transaction()
+        if left_open > 0:
+            raise MigrationError(
+                "the migration left a transaction open", hint="use `with db.atomic():` instead of session_start()"
             )
+
+    def _fail(self, part: _Part, migration: Migration, statements: Statements, raised: BaseException) -> None:
+        # A ROLLBACK on a lost connection raises too, and would hide why it was lost.
+        cause = statements.cause or raised
+        stands = part.transactional and part.mark is not None and part.mark.was_committed(cause)
+        earlier = [] if stands or not part.transactional else part.ran
+        if stands:
+            self.applied += [ran for _, ran in part.ran]
+        self.rolled_back += [ran.name for _, ran in earlier if ran.name != migration.name]
+        self.failure = Failure(
+            migration,
+            cause
+            if isinstance(cause, Exception)
+            else MigrationError("interrupted by the keyboard", hint="run it again"),
+            statements.failed,
+            statements.number,
+            statements.elapsed_ms(),
+            at_commit=statements.cause is None,
+            stands=stands,
         )
-        rows = [row] if self.direction == "up" else []
-        _write_after_failure(self.database, rows, attempts)
+        self._record_failure(self.failure, part.ran if stands else [])
+
+    def _record_failure(self, failure: Failure, stands: Sequence[tuple[Migration, Ran]]) -> None:
+        message, _ = told(failure.cause, self.engine, failure.statement)
+        details = {"duration_ms": failure.duration_ms, "error_message": message}
+        name = failure.migration.name
+        attempts = [self._attempt(each, "rolled_back") for each in self.rolled_back]
+        attempts.append(self._attempt(name, "failed", statement=failure.statement, **details))
+        rows = [self._row(failure.migration, "failed", **details)] if self.direction == "up" else []
+
+        def write() -> None:
+            if stands:
+                self._record(stands)
+            history.write(self.database, rows, attempts)
+
+        _on_a_working_connection(self.database, write)
 
     def _record(self, ran: Sequence[tuple[Migration, Ran]]) -> None:
         attempts = [
             self._attempt(each.name, each.status, duration_ms=each.duration_ms, error_message=each.reason)
             for _, each in ran
         ]
+        rows: list[HistoryRow] = []
         if self.direction == "down":
             history.delete(self.database, [each.name for _, each in ran])
-            history.write(self.database, [], attempts)
-            return
-        rows = [self._row(migration, each.status, each.duration_ms, reason=each.reason) for migration, each in ran]
+        else:
+            rows = [self._row(m, each.status, duration_ms=each.duration_ms, reason=each.reason) for m, each in ran]
         history.write(self.database, rows, attempts)
 
-    def _row(self, migration: Migration, status: history.Status, duration_ms: int, **texts: str | None) -> HistoryRow:
-        return HistoryRow(
-            migration.name,
-            status,
-            self.engine,
-            history.utc_now(),
-            duration_ms,
-            checksum=migration.checksum,
-            applied_by=_who(),
-            **texts,
-        )
+    def _row(self, migration: Migration, status: history.Status, **details: Any) -> HistoryRow:
+        facts: dict[str, Any] = {
+            "checksum": migration.checksum,
+            "applied_by": f"{_user()}@{socket.gethostname()}"[:255],
+        }
+        return HistoryRow(migration.name, status, self.engine, history.utc_now(), **facts, **details)
 
     def _attempt(self, name: str, status: str, **details: Any) -> Attempt:
-        return Attempt(
-            name,
-            self.direction,
-            status,
-            self.engine,
-            history.utc_now(),
-            self.batch,
-            run_by=_user(),
-            host=socket.gethostname(),
-            **details,
-        )
+        who: dict[str, Any] = {"run_by": _user()[:255], "host": socket.gethostname()[:255]}
+        return Attempt(name, self.direction, status, self.engine, history.utc_now(), self.batch, **who, **details)
 
 
 def _all_skipped(operations: Sequence[OperationResult]) -> bool:
     return all(each.outcome is Outcome.SKIPPED for each in operations)
 
 
-def _write_after_failure(database: peewee.Database, rows: Sequence[HistoryRow], attempts: Sequence[Attempt]) -> None:
-    """Record a failure in a transaction of its own, on a new connection where the old one is lost."""
+def _on_a_working_connection(database: peewee.Database, write: Callable[[], None]) -> None:
+    """Write the record of a failure, over a new connection where the old one is lost; never hide the failure itself."""
     try:
-        history.write(database, rows, attempts)
-    except (peewee.OperationalError, peewee.InterfaceError):
-        if database.in_transaction():
-            raise
-        database.close()
-        database.connect()
-        history.write(database, rows, attempts)
+        write()
+    except peewee.PeeweeException as lost:
+        try:
+            while database.transaction_depth():
+                database.pop_transaction()
+            database.close()
+            database.connect()
+            write()
+        except peewee.PeeweeException as exc:
+            log.critical("the failed migration could not be recorded", reason=str(exc), before=str(lost))
 
 
 def _user() -> str:
@@ -311,7 +280,3 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return "unknown"  # a container's user id without a name
-
-
-def _who() -> str:
-    return f"{_user()}@{socket.gethostname()}"[:255]

@@ -7,7 +7,9 @@ Standard output holds the result, with ``--json`` one document and nothing else;
 from __future__ import annotations
 
 import json
+import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +37,8 @@ from api.exceptions import (
 from api.settings import Settings, load_settings
 
 FOUND = 3
+# What would steer the terminal, in a text that came from a server or a file.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x80-\x9f]")
 BAD_INPUT = (ConfigurationError, MigrationFileError)
 OTHER_TOOLS = {
     "upgrade": "up",
@@ -98,6 +102,10 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except (AADAPError, peewee.PeeweeException) as exc:
             _leave(ctx, exc)
+        except click.UsageError as exc:
+            if ctx.params["as_json"]:
+                click.echo(json.dumps({"error": _usage_error(exc).as_dict()}, ensure_ascii=False))
+            raise
         finally:
             if isinstance(ctx.obj, Context):
                 _hang_up(ctx.obj.database)
@@ -120,7 +128,6 @@ def cli(ctx: click.Context, database_url: str | None, directory: Path | None, as
     Without a command it is `up`. Exit codes: 0 done; 1 the database said no; 2 usage, settings or a bad file;
     3 found (`status` and `plan`: something is pending, failed or changed).
     """
-    ctx.meta["verbose"], ctx.meta["json"] = verbose, as_json
     settings = load_settings(
         database_url=database_url,
         migration_directory=directory.absolute() if directory else None,
@@ -307,14 +314,18 @@ def _ask(names: Sequence[str]) -> None:
 def _leave(ctx: click.Context, exc: AADAPError | peewee.PeeweeException) -> NoReturn:
     """Show *exc* and end with its exit code."""
     error = exc if isinstance(exc, AADAPError) else _as_ours(ctx, exc)
-    if ctx.meta.get("json"):
+    if ctx.params["as_json"]:
         click.echo(json.dumps(_error_document(error), ensure_ascii=False))
     else:
         for line in _error_lines(ctx, error):
-            click.echo(line, err=True)
-    if ctx.meta.get("verbose"):
-        raise error
+            click.echo(CONTROL.sub("", logs.redact(line)), err=True)
+    if ctx.params["verbose"]:
+        click.echo(CONTROL.sub("", logs.redact("".join(traceback.format_exception(error)))), err=True)
     ctx.exit(2 if isinstance(error, BAD_INPUT) else 1)
+
+
+def _usage_error(exc: click.UsageError) -> AADAPError:
+    return ConfigurationError(exc.format_message(), hint="see --help")
 
 
 def _as_ours(ctx: click.Context, exc: peewee.PeeweeException) -> AADAPError:

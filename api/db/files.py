@@ -6,7 +6,6 @@ executes the given files, all before any migration runs.
 
 from __future__ import annotations
 
-import ast
 import functools
 import hashlib
 import inspect
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from api.exceptions import MigrationFileError
+from api.logs import redact
 
 Function = Callable[..., Any]
 
@@ -97,6 +97,12 @@ def _file(directory: Path, filename: str) -> MigrationFile:
     return MigrationFile(int(match[1]), stem, directory)
 
 
+def order_of(name: str) -> tuple[int, str]:
+    """Return what sorts *name* among others: its number, then the name; names without a number come first."""
+    match = NAME.fullmatch(name)
+    return (int(match[1]) if match else -1, name)
+
+
 def refuse_repeated_numbers(files: Sequence[MigrationFile], pending: set[str]) -> None:
     """Raise ``MigrationFileError`` when a pending file shares its number with another file."""
     by_number: dict[int, list[MigrationFile]] = {}
@@ -117,14 +123,29 @@ def from_functions(migrations: Sequence[tuple[str, Function]]) -> list[Migration
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
         raise MigrationFileError(f"migration {min(repeated)!r} is listed twice", hint="give each its own name")
-    return [Migration(name, _taking_two(function)) for name, function in migrations]
+    long = [name for name in names if len(name) > NAME_LENGTH]
+    if long:
+        raise MigrationFileError(f"the name {long[0][:40]!r}… is too long", hint=f"{NAME_LENGTH} characters at most")
+    return [Migration(name, _taking_two(_plain(function, name))) for name, function in migrations]
 
 
 def _taking_two(function: Function) -> Function:
-    """Return *function* as ``up(migrator, db)``; one that takes fewer arguments is called with none."""
-    if len(inspect.signature(function).parameters) >= 2:
+    """Return *function* as ``up(migrator, db)``; one that takes no arguments is called with none."""
+    if inspect.signature(function).parameters:
         return function
     return functools.wraps(function)(lambda migrator, db: function())
+
+
+def _plain(function: Any, where: object) -> Function:
+    """Return *function*. Raises ``MigrationFileError`` for one that only makes a coroutine or a generator."""
+    kinds = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+    if any(is_kind(function) for is_kind in kinds):
+        raise MigrationFileError(
+            f"{where}: {function.__name__}() is async or has a yield: a call of it would run nothing",
+            hint="make it a plain function",
+        )
+    kept: Function = function
+    return kept
 
 
 def load_named(source: Source, names: Sequence[str]) -> list[Migration]:
@@ -149,8 +170,9 @@ def load(files: Sequence[MigrationFile]) -> list[Migration]:
     Raises ``MigrationFileError`` with file and line.
     """
     sources = [_source(file.path) for file in files]
-    parsed = [_parse(file.path, text) for file, text in zip(files, sources, strict=True)]
-    return [_execute(file, tree, checksum_of(text)) for file, tree, text in zip(files, parsed, sources, strict=True)]
+    compiled = [_compile(file.path, text) for file, text in zip(files, sources, strict=True)]
+    loaded = zip(files, compiled, sources, strict=True)
+    return [_execute(file, code, checksum_of(text)) for file, code, text in loaded]
 
 
 def checksum_of(text: str) -> str:
@@ -174,31 +196,33 @@ def _source(path: Path) -> str:
         raise MigrationFileError(f"{path}: cannot be read: {exc.strerror}") from exc
 
 
-def _parse(path: Path, text: str) -> ast.Module:
+def _compile(path: Path, text: str) -> types.CodeType:
     try:
-        return ast.parse(text, filename=str(path))
+        return compile(text, str(path), "exec")
     except SyntaxError as exc:
-        raise MigrationFileError(f"{path}, line {exc.lineno}: {exc.msg}", hint="correct the syntax") from exc
+        line = f", line {exc.lineno}" if exc.lineno else ""
+        raise MigrationFileError(f"{path}{line}: {exc.msg}", hint="correct the syntax") from exc
     except ValueError as exc:
         raise MigrationFileError(f"{path}: {exc}", hint="the file is not Python source") from exc
 
 
-def _execute(file: MigrationFile, tree: ast.Module, checksum: str) -> Migration:
+def _execute(file: MigrationFile, code: types.CodeType, checksum: str) -> Migration:
     module = types.ModuleType(file.name)
     module.__file__ = str(file.path)
     try:
-        exec(compile(tree, str(file.path), "exec"), module.__dict__)
-    except Exception as exc:
+        exec(code, module.__dict__)
+    except (Exception, SystemExit) as exc:
         line = line_in(file.path, exc)
         raise MigrationFileError(
-            f"{file.path}, line {line}: {type(exc).__name__}: {exc}",
+            redact(f"{file.path}, line {line}: {type(exc).__name__}: {exc}"),
             hint="the file fails as it is loaded, before any migration ran; correct that line",
         ) from exc
     up, down = (getattr(module, name, None) for name in ("up", "down"))
     if not callable(up):
         raise MigrationFileError(f"{file.path}: has no function up(migrator, db)", hint="define up(migrator, db) in it")
     atomic = bool(getattr(module, "atomic", True))
-    return Migration(file.name, up, down if callable(down) else None, atomic, checksum, file.path)
+    down = _plain(down, file.path) if callable(down) else None
+    return Migration(file.name, _plain(up, file.path), down, atomic, checksum, file.path)
 
 
 def line_in(path: Path | None, exc: BaseException) -> int | None:
@@ -219,10 +243,13 @@ def create(directory: Path, words: str) -> Path:
     slug = re.sub(r"\W+", "_", words).strip("_").lower()
     if not slug or len(slug) > NAME_LENGTH - 20:
         raise MigrationFileError(f"{words!r} makes no name", hint="give a few plain words, such as add_user_email")
-    directory.mkdir(parents=True, exist_ok=True)
-    number = max((file.number for file in list_files(directory)), default=0) + 1
-    path = directory / f"{number:04d}_{slug}.py"
-    # "x": two people who create at the same time get an error, not one file.
-    with path.open("x", encoding="utf-8") as out:
-        out.write(SKELETON.format(title=slug.replace("_", " ").capitalize()))
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        number = max((file.number for file in list_files(directory)), default=0) + 1
+        path = directory / f"{number:04d}_{slug}.py"
+        # "x": two people who create at the same time get an error, not one file.
+        with path.open("x", encoding="utf-8") as out:
+            out.write(SKELETON.format(title=slug.replace("_", " ").capitalize()))
+    except OSError as exc:
+        raise MigrationFileError(f"{str(directory)!r} cannot be written to: {exc.strerror}") from exc
     return path

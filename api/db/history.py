@@ -16,8 +16,11 @@ import peewee
 from api.db.dialects.categories import Category
 from api.db.dialects.engine import engine_of
 from api.db.dialects.errors import classify
+from api.logs import redact, storable
 
 Status = Literal["success", "failed", "skipped"]
+# MySQL's TEXT holds 65,535 bytes, and a character of utf8mb4 takes up to four.
+TEXT_LENGTH = 8_000
 DONE: frozenset[str] = frozenset({"success", "skipped"})
 
 
@@ -63,11 +66,13 @@ def utc_now() -> dt.datetime:
 
 
 def _models(database: peewee.Database) -> tuple[type[peewee.Model], type[peewee.Model]]:
-    # utf8mb4 by name: on a MariaDB database that defaults to latin1 an error text could not be stored.
-    settings = ["CHARACTER SET utf8mb4"] if isinstance(database, peewee.MySQLDatabase) else None
+    # utf8mb4 by name: on a MariaDB database that defaults to latin1 an error text could not be stored. Names are
+    # compared byte by byte: the servers' own collations take "0001_a" and "0001_A" for one.
+    is_mysql = isinstance(database, peewee.MySQLDatabase)
+    settings = ["CHARACTER SET utf8mb4"] if is_mysql else None
 
     class MigrationHistory(peewee.Model):
-        migration_name = peewee.CharField(unique=True)
+        migration_name = peewee.CharField(unique=True, collation="utf8mb4_bin" if is_mysql else None)
         applied_at = peewee.DateTimeField()
         status = peewee.CharField(max_length=16)
         error_message = peewee.TextField(null=True)
@@ -107,11 +112,25 @@ def _models(database: peewee.Database) -> tuple[type[peewee.Model], type[peewee.
 
 
 def create_tables(database: peewee.Database) -> None:
-    """Create both tables where they are missing. Call it under the migration lock: CREATE races on PostgreSQL."""
+    """Create both tables, and add the columns that an older release did not know.
+
+    Call it under the migration lock: CREATE races on PostgreSQL.
+    """
     standing = set(database.get_tables())
     for model in _models(database):
         if model._meta.table_name not in standing:
             model.create_table(safe=False)
+        else:
+            _add_missing_columns(database, model)
+
+
+def _add_missing_columns(database: peewee.Database, model: type[peewee.Model]) -> None:
+    table = model._meta.table_name
+    standing = {column.name for column in database.get_columns(table)}
+    for field in model._meta.sorted_fields:
+        if field.column_name not in standing:
+            sql, _ = database.get_sql_context().sql(field.ddl(database.get_sql_context())).query()
+            database.execute_sql(f"ALTER TABLE {table} ADD COLUMN {sql}")
 
 
 def read_states(database: peewee.Database) -> dict[str, str] | None:
@@ -164,7 +183,15 @@ def _insert(database: peewee.Database, table: str, rows: Sequence[HistoryRow] | 
     names = [field.name for field in fields(rows[0])]
     one = f"({', '.join([database.param] * len(names))})"
     sql = f"INSERT INTO {table} ({', '.join(names)}) VALUES {', '.join([one] * len(rows))}"
-    database.execute_sql(sql, [getattr(row, name) for row in rows for name in names])
+    database.execute_sql(sql, [_kept(getattr(row, name)) for row in rows for name in names])
+
+
+def _kept(value: Any) -> Any:
+    """Return *value* as a row may hold it: a text without secrets, and short enough for MySQL's TEXT."""
+    if not isinstance(value, str):
+        return value
+    text = storable(redact(value))
+    return text if len(text) <= TEXT_LENGTH else text[: TEXT_LENGTH - 1] + "…"
 
 
 def delete(database: peewee.Database, names: Iterable[str]) -> None:

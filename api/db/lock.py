@@ -7,10 +7,13 @@ awaited inside the server: a blocking wait on PostgreSQL deadlocks with CREATE I
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
 
 import peewee
 import structlog
@@ -63,20 +66,49 @@ def exclusive_transaction(database: peewee.Database, engine: Engine, timeout_s: 
 def exclusive_session(database: peewee.Database, engine: Engine, timeout_s: float) -> Iterator[None]:
     """Hold the migration lock outside any transaction, for a migration with ``atomic = False``.
 
-    The same lock as ``exclusive_transaction``, held by the session. SQLite has none: there each statement locks
-    the file for itself. Raises ``MigrationLockError`` after *timeout_s* seconds.
+    The same lock as ``exclusive_transaction``, held by the session; on SQLite, which has none, a lock on a file beside
+    the database's. Raises ``MigrationLockError`` after *timeout_s* seconds.
     """
     if engine == "postgres":
-        _poll(lambda: _ask(database, "SELECT pg_try_advisory_lock(%s)", _number()), timeout_s)
-        try:
+        with _session_lock(database, timeout_s):
             yield
-        finally:
-            _release(database, "SELECT pg_advisory_unlock(%s)", _number())
     elif engine == "sqlite":
-        yield
+        with _locked_file(database, timeout_s):
+            yield
     else:
         with _named_lock(database, timeout_s):
             yield
+
+
+@contextmanager
+def _session_lock(database: peewee.Database, timeout_s: float) -> Iterator[None]:
+    _poll(lambda: _ask(database, "SELECT pg_try_advisory_lock(%s)", _number()), timeout_s)
+    try:
+        yield
+    finally:
+        idle = 0  # libpq: PQTRANS_IDLE. A BEGIN of the migration's own is still open otherwise, or has failed.
+        if not database.is_closed() and database.connection().get_transaction_status() != idle:
+            with suppress(peewee.PeeweeException):
+                database.rollback()
+        _release(database, "SELECT pg_advisory_unlock(%s)", _number())
+
+
+@contextmanager
+def _locked_file(database: peewee.Database, timeout_s: float) -> Iterator[None]:
+    if database.database == ":memory:":
+        yield
+        return
+    with Path(f"{database.database}-migrate").open("w") as file:
+        _poll(lambda: _lock(file), timeout_s)
+        yield
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _number() -> int:
@@ -123,7 +155,9 @@ def _poll(acquire: Callable[[], bool], timeout_s: float) -> None:
     while not acquire():
         waited_s = time.monotonic() - started
         if waited_s >= timeout_s:
-            raise MigrationLockError(f"another process held the migration lock for {waited_s:.0f} s; nothing ran here")
+            raise MigrationLockError(
+                f"another process held the migration lock for {waited_s:.0f} s; nothing more ran here"
+            )
         if waited_s - said >= SAY_EVERY_S:
             said = waited_s
             log.info("waiting for another process to finish migrating", waited_s=round(waited_s, 1))

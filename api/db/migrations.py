@@ -20,13 +20,15 @@ import peewee
 import structlog
 
 from api.db import batch, files, history, operations
-from api.db.batch import BatchResult, Options, batch_error, run_batch
+from api.db.batch import Options, run_batch
 from api.db.connection import DB, get_db_connection
 from api.db.dialects import capabilities, equivalence, errors, validation
 from api.db.dialects.engine import Engine, engine_of, server_version, unwrap, version_text
 from api.db.files import Function, Migration, MigrationFile
 from api.db.migrators import DatabaseMigrator as DatabaseMigrator
 from api.db.migrators import migrator_for
+from api.db.results import BatchResult, batch_error
+from api.db.session import is_migrating
 from api.exceptions import MigrationError, MigrationFileError
 from api.logs import redact
 
@@ -293,11 +295,12 @@ def revert(
 
 
 def revertible(target: str | None = None, *, database: Any = None) -> list[str]:
-    """Return what ``revert`` would revert, newest first. Raises ``MigrationError`` when *target* is not applied."""
+    """Return what ``revert`` would revert, newest first. Raises ``MigrationFileError`` for another *target*."""
     states = history.read_states(unwrap(database or DB)) or {}
-    applied = sorted((name for name, status in states.items() if status in history.DONE), reverse=True)
+    done = (name for name, status in states.items() if status in history.DONE)
+    applied = sorted(done, key=files.order_of, reverse=True)
     if target is not None and target not in applied:
-        raise MigrationError(f"{target!r} is not applied", hint="`status` lists what is")
+        raise MigrationFileError(f"no applied migration is called {target!r}", hint="`status` lists them")
     return applied[: applied.index(target) + 1] if target else applied[:1]
 
 
@@ -316,17 +319,17 @@ def migration_status(directory: Path | None = None, database: Any = None) -> lis
     """Return the state of every migration in *directory* or in the history; reads every file's checksum."""
     rows = {row.migration_name: row for row in history.read_history(unwrap(database or DB))}
     known = {file.name: file for file in _files(directory)}
-    names = sorted(rows.keys() | known.keys())
+    names = sorted(rows.keys() | known.keys(), key=files.order_of)
     return [_state(name, known.get(name), rows.get(name)) for name in names]
 
 
 def _state(name: str, file: MigrationFile | None, row: history.HistoryRow | None) -> MigrationState:
     if row is None:
         return MigrationState(name, "pending")
-    if row.status == "failed":
-        state = "failed"
-    elif file is None:
+    if file is None:
         state = "missing"
+    elif row.status == "failed":
+        state = "failed"
     elif row.checksum is not None and files.read_checksum(file.path) != row.checksum:
         state = "changed"
     else:
@@ -340,8 +343,11 @@ def connected(database: peewee.Database, deadline_s: float = 30.0) -> Iterator[N
 
     Raises ``MigrationError`` inside an open transaction, ``DatabaseUnavailableError`` without a connection.
     """
-    if database.in_transaction():
-        raise MigrationError("a transaction is open on this connection", hint="call it outside `with db.atomic():`")
+    if database.in_transaction() or is_migrating(database):
+        raise MigrationError(
+            "a transaction is open on this connection, or a migration runs on it",
+            hint="call it outside `with db.atomic():` and outside a migration",
+        )
     opened = database.is_closed()
     get_db_connection(database, deadline_s=deadline_s)
     try:
@@ -367,8 +373,8 @@ def _warn_of_odd_order(states: dict[str, str], source: files.Source) -> None:
     done = {name for name, status in states.items() if status in history.DONE}
     if done - known:
         log.warning("history has migrations without a file: is this an older release?", missing=sorted(done - known))
-    newest = max(done & known, default="")
-    late = sorted(name for name in known - done if name < newest)
+    newest = max(done & known, default="", key=files.order_of)
+    late = sorted(name for name in known - done if files.order_of(name) < files.order_of(newest))
     if late:
         log.warning("pending migrations are numbered below the newest applied", late=late, newest=newest)
 
@@ -384,7 +390,7 @@ def _up_to(target: str | None, pending: list[str]) -> list[str]:
     if target is None:
         return pending
     if target not in pending:
-        raise MigrationError(f"{target!r} is not pending", hint="`status` lists what is")
+        raise MigrationFileError(f"no pending migration is called {target!r}", hint="`status` lists them")
     return pending[: pending.index(target) + 1]
 
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from api.db.batch import TRANSACTIONAL, BatchResult, Ran
+from api.db.batch import TRANSACTIONAL
 from api.db.dialects.engine import Engine
 from api.db.files import Migration, line_in
 from api.db.history import Attempt
 from api.db.migrations import MigrationState
+from api.db.results import BatchResult, Ran
 from api.exceptions import AADAPError, MigrationFailedError
 from api.logs import redact
 
@@ -144,14 +145,17 @@ def state_text(result: BatchResult, engine: Engine) -> str:
     """Say what stands after a failure, without pretending: MySQL and MariaDB cannot take a DDL statement back."""
     stands = f"{len(result.applied)} applied before it stand; " if result.applied else ""
     failure = result.failure
+    if failure is not None and failure.stands:
+        return f"{stands}NOT rolled back: {failure.migration.name} committed by itself; what it did before that stands"
     if failure is not None and not failure.migration.atomic:
         return f"{stands}{failure.migration.name} has `atomic = False`: what it did before it failed stays"
     if engine in TRANSACTIONAL:
         undone = f", {len(result.rolled_back)} with it" if result.rolled_back else ""
         return f"{stands}rolled back{undone}: schema and data are as before"
+    again = "the alter_db_… operations look first, and complete it at the next try"
     return (
         f"{stands}NOT rolled back: {engine} commits each DDL statement by itself, so what this migration did before it "
-        "failed stays; the alter_db_… operations look first and complete it at the next `up`"
+        f"failed stays; {again}"
     )
 
 

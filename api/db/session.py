@@ -11,30 +11,86 @@ from typing import Any
 
 import peewee
 
+from api.db.dialects.categories import Category
 from api.db.dialects.engine import Engine
+from api.db.dialects.errors import classify
 from api.db.rebuild import foreign_key_violations, refuse_new_violations
 from api.exceptions import MigrationError
 
 # Not counted when a failure says "at its 3rd statement": they change nothing.
-READS = re.compile(r"\s*(SELECT|SHOW|PRAGMA|EXPLAIN|DESCRIBE|DESC|SET|SAVEPOINT|RELEASE|ROLLBACK)\b", re.IGNORECASE)
+READS = re.compile(
+    r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(?:SELECT|SHOW|PRAGMA|EXPLAIN|DESCRIBE|DESC|SET|SAVEPOINT|RELEASE|ROLLBACK)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+# Modes in which a server reads our statements otherwise than they are written.
+FOREIGN_MODES = frozenset({"ANSI_QUOTES", "NO_BACKSLASH_ESCAPES", "ORACLE", "ANSI", "PIPES_AS_CONCAT"})
+
+
+class TransactionEndedError(MigrationError):
+    """The migration ended the batch's transaction by itself."""
+
+
+class Mark:
+    """What tells, after a transaction was ended by somebody else, whether it was committed; and its search path."""
+
+    def __init__(self, database: peewee.Database, engine: Engine) -> None:
+        self._database = database
+        self._engine = engine
+
+    def set(self, timeout_s: float) -> None:
+        """Mark the transaction that is open, and bound how long its statements wait for a lock."""
+        if self._engine == "postgres":
+            sql = "SELECT txid_current(), current_setting('search_path'), set_config('lock_timeout', %s, true)"
+            row = self._database.execute_sql(sql, (str(int(timeout_s * 1000)),)).fetchone()
+            self._number, self._search_path, _ = row
+        else:
+            self._database.execute_sql("CREATE TEMP TABLE plinth_mark (id)")
+
+    def restore(self) -> None:
+        """Undo what would hide the history from us: a dump empties the search path for its session."""
+        if self._engine == "postgres":
+            self._database.execute_sql("SELECT set_config('search_path', %s, true)", (self._search_path,))
+        else:
+            self._database.execute_sql("DROP TABLE temp.plinth_mark")
+
+    def was_committed(self, cause: BaseException) -> bool:
+        """Say whether what led to *cause* was committed by the migration itself; asks the server only if it may be."""
+        ended = isinstance(cause, TransactionEndedError) or (
+            isinstance(cause, peewee.PeeweeException)
+            and classify(cause, self._engine).category is Category.TRANSACTION_ENDED
+        )
+        return ended and self._stands()
+
+    def _stands(self) -> bool:
+        with suppress(peewee.PeeweeException):
+            if self._engine == "postgres":
+                answer = self._database.execute_sql("SELECT txid_status(%s)", (self._number,)).fetchone()
+                return bool(answer[0] == "committed")
+            self._database.execute_sql("DROP TABLE temp.plinth_mark")
+            return True
+        return False
 
 
 @contextmanager
-def bounded(database: peewee.Database, engine: Engine, timeout_s: float, transactional: bool) -> Iterator[None]:
-    """Bound how long a statement waits for a lock; make MySQL strict; check SQLite's foreign keys at the end."""
-    if engine == "postgres" and transactional:
-        database.execute_sql(f"SET LOCAL lock_timeout = {int(timeout_s * 1000)}")
-        yield
-        refuse_ended_transaction(database, engine)
-    elif engine == "sqlite" and transactional:
-        before = foreign_key_violations(database)
-        yield
-        refuse_new_violations(database, before)
-    elif engine in ("mysql", "mariadb"):
+def bounded(database: peewee.Database, engine: Engine, timeout_s: float, transactional: bool) -> Iterator[Mark | None]:
+    """Bound how long a statement waits for a lock; make MySQL strict; check SQLite's foreign keys at the end.
+
+    Yields the mark of the transaction, ``None`` where there is none.
+    """
+    if engine in ("mysql", "mariadb"):
         with _strict_session(database, timeout_s):
-            yield
-    else:
-        yield
+            yield None
+        return
+    if not transactional:
+        yield None
+        return
+    mark = Mark(database, engine)
+    mark.set(timeout_s)
+    before = foreign_key_violations(database) if engine == "sqlite" else None
+    yield mark
+    if before is not None:
+        refuse_new_violations(database, before)
+    refuse_ended_transaction(database, engine)
 
 
 @contextmanager
@@ -43,14 +99,15 @@ def _strict_session(database: peewee.Database, timeout_s: float) -> Iterator[Non
     names = ("sql_mode", "lock_wait_timeout", "innodb_lock_wait_timeout")
     before = database.execute_sql("SELECT " + ", ".join(f"@@SESSION.{name}" for name in names)).fetchone()
     seconds = max(1, round(timeout_s))
-    strict = before[0] if "STRICT_ALL_TABLES" in before[0] else f"STRICT_ALL_TABLES,{before[0]}".strip(",")
+    modes = [mode for mode in before[0].split(",") if mode and mode not in FOREIGN_MODES]
+    strict = ",".join(dict.fromkeys(["STRICT_ALL_TABLES", *modes]))
     assign = "SET SESSION " + ", ".join(f"{name} = %s" for name in names)
     database.execute_sql(assign, (strict, seconds, seconds))
     try:
         yield
     finally:
         # A lost session needs no restoring, and its error must not hide the first one.
-        with suppress(peewee.OperationalError, peewee.InterfaceError):
+        with suppress(peewee.PeeweeException):
             database.execute_sql(assign, before)
 
 
@@ -69,7 +126,7 @@ def refuse_ended_transaction(database: peewee.Database, engine: Engine) -> None:
             hint="let the error out, or put the statement into its own `with db.atomic():`",
         )
     if ended:
-        raise MigrationError(
+        raise TransactionEndedError(
             "the migration ended the batch's transaction by itself",
             hint="leave COMMIT and ROLLBACK out, or set `atomic = False` in the file",
         )
@@ -86,20 +143,35 @@ class Statements:
         self.started = time.monotonic()
         self.number = 0
         self.failed: str | None = None
-        self.cause: Exception | None = None
+        self.cause: BaseException | None = None
+        self._error: BaseException | None = None
 
     def __call__(self, event: Any) -> None:
         """Note one of peewee's query events."""
-        if threading.get_ident() != self.thread:
+        if threading.get_ident() != self.thread or self.cause is not None:
             return
-        failed = event.exception is not None
-        if failed or not READS.match(event.sql):
+        if event.exception is not None or not READS.match(event.sql):
             self.number += 1
-            self.failed = event.sql if failed else None
+            self.failed, self._error = event.sql, event.exception
+
+    def end(self, cause: BaseException) -> None:
+        """Note that the migration raised *cause*; what is sent from now on is the rollback's, not its own."""
+        self.cause = cause
+        chain: BaseException | None = cause
+        while chain is not None and chain is not self._error:
+            chain = chain.__cause__
+        if chain is None or self._error is None:
+            self.failed = None
 
     def elapsed_ms(self) -> int:
         """Return the milliseconds since the migration began."""
         return ms_since(self.started)
+
+
+def is_migrating(database: peewee.Database) -> bool:
+    """Say whether this thread runs a migration on *database* just now."""
+    hooks = [hook for hook in database.query_hooks if isinstance(hook, Statements)]
+    return any(hook.thread == threading.get_ident() for hook in hooks)
 
 
 @contextmanager

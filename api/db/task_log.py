@@ -21,7 +21,7 @@ import structlog
 from playhouse.pool import PooledDatabase
 
 from api.db.connection import exponential_backoff
-from api.logs import redact
+from api.logs import redact, storable
 
 log = structlog.get_logger(__name__)
 
@@ -260,7 +260,7 @@ def _line(record: logging.LogRecord) -> Line | None:
         "task": _uuid(ids["task_id"]),
         "level": record.levelname.lower()[:16],
         "message": _message(event, context),
-        "correlation_id": None if correlation_id is None else _storable(str(correlation_id))[:128],
+        "correlation_id": None if correlation_id is None else storable(str(correlation_id))[:128],
         "created_at": datetime.datetime.fromtimestamp(record.created, datetime.UTC),
     }
 
@@ -287,9 +287,4 @@ def _message(event: dict[str, Any], context: Mapping[str, Any]) -> str:
     exception = event.pop("exception", None)
     values = [f"{key}={value}" for key, value in event.items() if key not in context and key not in NOT_VALUES]
     line = " ".join([str(event.get("event")), *values])
-    return _storable(redact(line if exception is None else f"{line}\n{exception}"))[:MESSAGE_LIMIT]
-
-
-def _storable(text: str) -> str:
-    """Return *text* without what a server refuses: NUL on PostgreSQL, lone surrogates everywhere."""
-    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
+    return storable(redact(line if exception is None else f"{line}\n{exception}"))[:MESSAGE_LIMIT]
