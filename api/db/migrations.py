@@ -261,9 +261,8 @@ def migrate_db(
         _tell_parts(loaded)
         result = run_batch(db, migrator_for(db), loaded, options or Options())
         for ran in result.applied:
-            log.info(
-                "migration recorded", name=ran.name, status=ran.status, duration_ms=ran.duration_ms, reason=ran.reason
-            )
+            why = {"reason": ran.reason} if ran.reason else {}
+            log.info("migration recorded", name=ran.name, status=ran.status, duration_ms=ran.duration_ms, **why)
         if result.failure:
             raise batch_error(result, engine_of(db))
         log.info("migrated", applied=len(result.applied), duration_ms=result.duration_ms)
