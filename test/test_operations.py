@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
+import uuid
 from typing import Any
 
 import peewee
@@ -360,13 +362,47 @@ def test_a_change_keeps_default_comment_and_collation(migrator: Migrator) -> Non
     assert "COMMENT 'a, b) NOT NULL'" in definition
 
 
-@pytest.mark.engines("mysql")
-def test_a_text_column_with_a_default_is_filled_where_the_server_keeps_none(migrator: Migrator) -> None:
-    """MySQL refuses a literal DEFAULT on TEXT: the rows are filled, NOT NULL is set."""
-    alter_db_add_column(migrator, "item", "body", peewee.TextField(default="empty"))
+KEY = uuid.UUID(bytes=b"\xff\x00'%" * 4)
+DEFAULTS: dict[str, Any] = {
+    "text": (lambda: peewee.TextField(default="100% it's \\"), "100% it's \\"),
+    "bytes": (lambda: peewee.BlobField(default=b"\x00\xff%'"), b"\x00\xff%'"),
+    "uuid": (lambda: peewee.BinaryUUIDField(default=KEY), KEY.bytes),
+    "json": (lambda: peewee.JSONField(default={"it's": [1, "%"]}), {"it's": [1, "%"]}),
+}
 
-    assert _values(migrator, "body") == ["empty"] * 2
-    assert not _column(migrator, "body").null
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_a_default_of_any_type_fills_the_rows_and_stays(migrator: Migrator, name: str) -> None:
+    """Old rows and a row of an old worker have it, on MySQL's TEXT, BLOB and JSON too; a second run skips."""
+    field, value = DEFAULTS[name]
+    alter_db_add_column(migrator, "item", "kind", field())
+
+    migrator.database.execute_sql("INSERT INTO item (name) VALUES ('three')")
+
+    read = {"bytes": bytes, "uuid": bytes, "json": lambda each: json.loads(each) if isinstance(each, str) else each}
+    assert [read.get(name, str)(each) for each in _values(migrator, "kind")] == [value] * 3
+    assert not _column(migrator, "kind").null
+    assert alter_db_add_column(migrator, "item", "kind", field()).outcome is Outcome.SKIPPED
+
+
+def test_a_callable_default_of_text_stays_out_of_the_schema(migrator: Migrator) -> None:
+    """On MySQL too, where it is in the DDL while the rows are filled."""
+    alter_db_add_column(migrator, "item", "kind", peewee.TextField(default=lambda: "now"))
+
+    assert _values(migrator, "kind") == ["now"] * 2
+    assert _column(migrator, "kind").default is None
+
+
+@pytest.mark.engines("mysql")
+def test_a_text_column_with_a_default_copies_no_table(migrator: Migrator) -> None:
+    """Column and default are metadata, each by itself; with the default in it, ADD COLUMN would be a copy."""
+    field = peewee.TextField(default="empty")
+
+    sent = _sent(migrator, lambda: alter_db_add_column(migrator, "item", "body", field))
+
+    algorithms = [sql.rpartition("ALGORITHM=")[2] for sql in sent]
+    assert algorithms == ["INSTANT", "INSTANT", sent[2], "INPLACE, LOCK=NONE"]
+    assert sent[2].startswith("UPDATE")
 
 
 def test_a_missing_table_or_column_is_named(migrator: Migrator) -> None:

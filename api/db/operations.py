@@ -14,12 +14,12 @@ from typing import Any
 
 import peewee
 import structlog
-from playhouse.migrate import make_index_name
 
-from api.db.dialects.literals import stored_value, with_constant_default
-from api.db.dialects.types import Fit, compare_types, field_type_text, parse_type
+from api.db.dialects.engine import Engine
+from api.db.dialects.types import ColumnType, Fit, compare_types, field_type_text, parse_type
+from api.db.foreign_keys import asked_foreign_key, read_foreign_keys, referred_columns, with_target_key
 from api.db.migrators import Migrator, migrator_for
-from api.db.schema import LiveColumn, LiveIndex, has_rows, quote, read_columns, read_indexes
+from api.db.schema import LiveColumn, LiveIndex, folded, has_rows, quote, read_columns, read_indexes
 from api.exceptions import SchemaConflictError, UnsafeOperationError
 
 log = structlog.get_logger(__name__)
@@ -76,14 +76,15 @@ def rename_column(migrator: Any, table: str, old: str, new: str) -> OperationRes
     """Rename *old* to *new*; skipped when that was done. Raises ``SchemaConflictError`` when both or none stand."""
     ours = _ours(migrator)
     standing = _columns(ours, table, old, new)
-    if old in standing and new in standing and old.lower() != new.lower():
+    live = {each.name for each in standing.values()}
+    if len(live) == 2:
         raise SchemaConflictError(
             f"{table!r} has both {old!r} and {new!r}",
             hint=f"copy what {old!r} alone holds into {new!r}, then drop {old!r}",
         )
-    if old not in standing and new not in standing:
+    if not live:
         raise SchemaConflictError(f"{table!r} has neither {old!r} nor {new!r}", hint="check the column's name")
-    if old not in standing:
+    if old not in standing or live == {new}:
         return _result(ours, "rename_column", table, old, Outcome.SKIPPED, f"it is called {new!r} already")
     ours.rename_column(table, old, new).run()
     return _result(ours, "rename_column", table, old, Outcome.APPLIED, f"renamed to {new!r}")
@@ -95,7 +96,7 @@ def add_not_null(migrator: Any, table: str, column: str) -> OperationResult:
     live = _standing(ours, table, column)
     if not live.null:
         return _result(ours, "add_not_null", table, column, Outcome.SKIPPED, "it is NOT NULL already")
-    _set_not_null(ours, table, column)
+    _set_not_null(ours, table, live.name)
     return _result(ours, "add_not_null", table, column, Outcome.APPLIED, "NOT NULL set")
 
 
@@ -103,10 +104,11 @@ def add_index(migrator: Any, table: str, columns: str | Sequence[str], unique: b
     """Add an index on *columns*, in that order. One that serves counts, whatever its name; so does a UNIQUE one."""
     ours = _ours(migrator)
     names = _names(columns)
-    missing = [name for name in names if name not in _columns(ours, table, *names)]
+    standing = _columns(ours, table, *names)
+    missing = [name for name in names if name not in standing]
     if missing:
         raise SchemaConflictError(f"{table!r} has no column {missing[0]!r}", hint="add the column first")
-    done = _ensure_index(ours, table, names, unique)
+    done = _ensure_index(ours, table, tuple(standing[name].name for name in names), unique)
     outcome = Outcome.APPLIED if done else Outcome.SKIPPED
     reason = done[0] if done else "an index on these columns stands"
     return _result(ours, "add_index", table, ", ".join(names), outcome, reason)
@@ -116,11 +118,11 @@ def drop_index(migrator: Any, table: str, index: str | Sequence[str]) -> Operati
     """Drop the index named *index*, or the ones on exactly the columns *index* when it is a list of them."""
     ours = _ours(migrator)
     _columns(ours, table)
-    wanted = tuple(index) if not isinstance(index, str) else None
+    wanted = _folded(index, ours.engine)
     standing = [
         each
         for each in read_indexes(ours.database, ours.engine, table, schema=ours.schema)
-        if (each.columns == wanted if wanted else each.name == index)
+        if _folded(each.name if isinstance(index, str) else each.columns, ours.engine) == wanted
     ]
     target = index if isinstance(index, str) else ", ".join(index)
     for each in standing:
@@ -132,15 +134,22 @@ def drop_index(migrator: Any, table: str, index: str | Sequence[str]) -> Operati
 
 
 def drop_column(migrator: Any, table: str, column: str) -> OperationResult:
-    """Drop *column* and the indexes it is part of. Its data is lost; on PostgreSQL views on it are an error."""
+    """Drop *column*, its foreign keys and the indexes it is part of.
+
+    Its data is lost; on PostgreSQL and SQLite a view on it is an error. On MySQL and MariaDB an index that a foreign
+    key of another column stands on is not dropped: the server takes *column* out of it.
+    """
     ours = _ours(migrator)
-    if column not in _columns(ours, table, column):
+    live = _columns(ours, table, column).get(column)
+    if live is None:
         return _result(ours, "drop_column", table, column, Outcome.SKIPPED, "there is no such column")
-    for each in read_indexes(ours.database, ours.engine, table, schema=ours.schema):
-        # MySQL rebuilds the table when an indexed column goes, and SQLite refuses: the index goes first.
-        if column in each.columns and not each.constraint and ours.engine != "postgres":
-            ours.drop_index(table, each.name).run()
-    ours.drop_column(table, column).run()
+    if ours.engine in ("mysql", "mariadb"):
+        held = _drop_foreign_keys(ours, table, live.name)
+        # MySQL rebuilds the table when an indexed column goes: the index goes first.
+        for each in read_indexes(ours.database, ours.engine, table, schema=ours.schema):
+            if live.name in each.columns and not each.constraint and each.columns[0] not in held:
+                ours.drop_index(table, each.name).run()
+    ours.drop_column(table, live.name).run()
     return _result(ours, "drop_column", table, column, Outcome.APPLIED, "dropped")
 
 
@@ -176,6 +185,17 @@ def _names(columns: str | Sequence[str]) -> tuple[str, ...]:
     return (columns,) if isinstance(columns, str) else tuple(columns)
 
 
+def _folded(names: str | Sequence[str], engine: Engine) -> tuple[str, ...]:
+    return tuple(folded(name, engine) for name in _names(names))
+
+
+def _fit(live: ColumnType, wanted: ColumnType, engine: Engine) -> Fit:
+    """Say how *live* stands to *wanted*: MariaDB's JSON is LONGTEXT with a CHECK, and half made without it."""
+    if engine == "mariadb" and "json" in (live.kind, wanted.kind) and live.kind != wanted.kind:
+        return Fit.SHORTER if live.kind == "longtext" else Fit.OTHER
+    return compare_types(live, wanted, engine)
+
+
 # Making it so --------------------------------------------------------------------------------------------------
 
 
@@ -197,8 +217,9 @@ def _align(
     convert: bool = False,
 ) -> _Aligned:
     """Bring *live* to what *field* says; with *convert* a column of another type too."""
+    field = with_target_key(field)
     wanted = parse_type(field_type_text(field, migrator.database), migrator.engine)
-    fit = compare_types(live.type, wanted, migrator.engine)
+    fit = _fit(live.type, wanted, migrator.engine)
     kept, done = "", []
     if fit is Fit.OTHER and not convert:
         raise SchemaConflictError(f"{table}.{live.name} stands as {live.type.text!r}, asked for is {wanted.text!r}")
@@ -212,7 +233,7 @@ def _align(
     if isinstance(field, peewee.ForeignKeyField):
         done += _ensure_foreign_key(migrator, table, live.name, field)
     if field.index or field.unique:
-        done += _ensure_index(migrator, table, (live.name,), field.unique)
+        done += _ensure_index(migrator, table, (live.name,), field.unique, getattr(field, "index_type", None))
     return _Aligned(done, kept)
 
 
@@ -229,11 +250,7 @@ def _align_null(migrator: Migrator, table: str, live: LiveColumn, field: peewee.
 
 def _fill(migrator: Migrator, table: str, column: str, field: peewee.Field) -> list[str]:
     """Give the rows that hold NULL the field's default; one value for all of them."""
-    if field.default is None:
-        return []
-    rows = peewee.Table(table, [column], schema=migrator.schema).bind(migrator.database)
-    target = getattr(rows, column)
-    changed = rows.update({target: stored_value(with_constant_default(field))}).where(target.is_null()).execute()
+    changed = 0 if field.default is None else migrator.fill(table, column, field)
     return [f"default filled into {changed} rows"] if changed else []
 
 
@@ -247,11 +264,15 @@ def _set_not_null(migrator: Migrator, table: str, column: str) -> None:
     migrator.add_not_null(table, column).run()
 
 
-def _ensure_index(migrator: Migrator, table: str, columns: tuple[str, ...], unique: bool) -> list[str]:
+def _ensure_index(
+    migrator: Migrator, table: str, columns: tuple[str, ...], unique: bool, method: str | None = None
+) -> list[str]:
     standing = read_indexes(migrator.database, migrator.engine, table, schema=migrator.schema)
-    if any(_serves(each, columns, unique) for each in standing):
+    asked = (method or "btree").lower()
+    if any(each.method == asked and _serves(each, columns, unique) for each in standing):
         return []
-    migrator.add_index(table, columns, unique, name=_free_name(table, columns, standing)).run()
+    name = migrator.free_index_name(table, columns, {each.name.lower() for each in standing})
+    migrator.add_index(table, columns, unique, method, name=name).run()
     return [f"{'unique ' if unique else ''}index on {', '.join(columns)} added"]
 
 
@@ -259,19 +280,40 @@ def _serves(index: LiveIndex, columns: tuple[str, ...], unique: bool) -> bool:
     return index.plain and index.columns == columns and (not unique or (index.unique and index.whole))
 
 
-def _free_name(table: str, columns: tuple[str, ...], standing: Sequence[LiveIndex]) -> str | None:
-    """Return ``None`` for playhouse's own name, or another when an index that does not serve has that name."""
-    taken = {each.name for each in standing}
-    return make_index_name(table, (*columns, "idx")) if make_index_name(table, columns) in taken else None
-
-
 def _ensure_foreign_key(migrator: Migrator, table: str, column: str, field: peewee.ForeignKeyField) -> list[str]:
-    target, key = field.rel_model._meta.table_name, field.rel_field.column_name
-    standing = migrator.database.get_foreign_keys(table, migrator.schema)
-    if any(each.column == column and each.dest_table == target for each in standing):
+    asked = asked_foreign_key(field, column)
+    keys = read_foreign_keys(migrator.database, migrator.engine, table, schema=migrator.schema)
+    standing = [each for each in keys if each.columns == (column,)]
+    if any(each.means(asked, migrator.engine) for each in standing):
         return []
-    migrator.add_foreign_key_constraint(table, column, target, key, on_delete=field.on_delete).run()
-    return [f"foreign key to {target} added"]
+    if standing:
+        raise SchemaConflictError(
+            f"{table}.{column} refers to {standing[0]}, asked for is {asked}",
+            hint="let the field say what stands, or drop that constraint earlier in the migration",
+        )
+    migrator.add_foreign_key_constraint(
+        table,
+        column,
+        asked.target,
+        asked.keys[0],
+        on_delete=field.on_delete,
+        on_update=field.on_update,
+        rel_schema=field.rel_model._meta.schema,
+    ).run()
+    return [f"foreign key to {asked.target} added"]
+
+
+def _drop_foreign_keys(migrator: Migrator, table: str, column: str) -> set[str]:
+    """Drop the foreign keys that *column* is part of; return the columns that the others begin with or refer to.
+
+    InnoDB keeps an index for each of those, and drops none that it needs (error 1553).
+    """
+    keys = read_foreign_keys(migrator.database, migrator.engine, table, schema=migrator.schema)
+    for each in keys:
+        if column in each.columns:
+            migrator.drop_foreign_key_constraint(table, column).run()
+    referred = referred_columns(migrator.database, table, schema=migrator.schema)
+    return (referred | {each.columns[0] for each in keys if column not in each.columns}) - {column}
 
 
 def _refuse_constraint(table: str, index: LiveIndex) -> None:

@@ -13,8 +13,11 @@ from typing import Any
 
 import peewee
 
-from api.db.dialects.engine import Engine
+from api.db.dialects.column_text import parse_definition, split_body, tokens_of, unquote
+from api.db.dialects.engine import Engine, engine_of
+from api.db.dialects.literals import for_driver
 from api.db.dialects.types import ColumnType, parse_type
+from api.exceptions import SchemaConflictError
 
 # InnoDB keys end at 3072 bytes a column (767 with the row formats REDUNDANT and COMPACT); a server whose sql_mode
 # is not strict cuts a longer one to the most characters that fit (MySQL 8.4 manual, 17.22 InnoDB limits).
@@ -34,10 +37,13 @@ class LiveColumn:
 
 @dataclass(frozen=True, slots=True)
 class LiveIndex:
-    """An index as it stands. *plain* is false when it is partial, on an expression, invalid or on chosen prefixes.
+    """An index as it stands. *method* is how it is kept, in small letters: ``btree``, ``gin``, ``fulltext``.
 
+    *plain* is false when a query on its columns cannot count on it: it is partial, on an expression or a chosen
+    prefix, has an operator class or collation that is not the column's own, is invalid, or hidden from the optimizer.
     *constraint* is true when it belongs to a PRIMARY KEY or UNIQUE constraint and cannot be dropped by itself.
-    *whole* is false when the server cut a key to a prefix: it then serves as an index, not as uniqueness.
+    *whole* is false when the server cut a key to a prefix, or checks uniqueness only at COMMIT: it then serves as
+    an index, not as uniqueness.
     """
 
     name: str
@@ -46,12 +52,23 @@ class LiveIndex:
     plain: bool = True
     constraint: bool = False
     whole: bool = True
+    method: str = "btree"
 
 
 def quote(database: peewee.Database, *parts: str | None) -> str:
-    """Return *parts*, without those that are ``None``, as one quoted name."""
+    """Return *parts*, without those that are ``None``, as one quoted name to stand in a statement for the driver."""
+    return for_driver(regclass(database, *parts), engine_of(database))
+
+
+def regclass(database: peewee.Database, *parts: str | None) -> str:
+    """Return the same as a value to pass to PostgreSQL's ``to_regclass``, no percent sign doubled."""
     sql, _ = database.get_sql_context().sql(peewee.Entity(*(part for part in parts if part))).query()
     return str(sql)
+
+
+def folded(name: str, engine: Engine) -> str:
+    """Return *name* as *engine* compares names of columns: without case, except on PostgreSQL."""
+    return name if engine == "postgres" else name.lower()
 
 
 def read_columns(
@@ -71,10 +88,9 @@ def read_columns(
     columns = read(database, engine, table, wanted, schema)
     if columns is None or not wanted:
         return columns
-    # Names of columns ignore case except on PostgreSQL; the result is keyed as the caller writes them.
-    by_key = columns if engine == "postgres" else {name.lower(): column for name, column in columns.items()}
-    keys = {name: name if engine == "postgres" else name.lower() for name in wanted}
-    return {name: by_key[key] for name, key in keys.items() if key in by_key}
+    # The result is keyed as the caller writes the names.
+    by_key = {folded(name, engine): column for name, column in columns.items()}
+    return {name: by_key[folded(name, engine)] for name in wanted if folded(name, engine) in by_key}
 
 
 def read_indexes(
@@ -83,6 +99,23 @@ def read_indexes(
     """Return the indexes of *table*, the primary key's among them."""
     read = {"postgres": _postgres_indexes, "sqlite": _sqlite_indexes}.get(engine, _mysql_indexes)
     return read(database, table, schema)
+
+
+def is_index_name_taken(
+    database: peewee.Database, engine: Engine, table: str, name: str, *, schema: str | None = None
+) -> bool:
+    """Say whether a new index of *table* cannot be called *name* because of something else than *table*'s indexes.
+
+    On PostgreSQL and SQLite indexes and tables of one schema share their names; on MySQL each table has its own.
+    """
+    if engine == "postgres":
+        # ::name cuts to 63 bytes, as the server will cut the new index's name.
+        table_name = regclass(database, schema, table)
+        return database.execute_sql(POSTGRES_TAKEN, (name, table_name, table_name)).fetchone() is not None
+    if engine == "sqlite":
+        sql = "SELECT 1 FROM sqlite_schema WHERE lower(name) = ? AND (type <> 'index' OR lower(tbl_name) <> ?)"
+        return database.execute_sql(sql, (name.lower(), table.lower())).fetchone() is not None
+    return False
 
 
 def has_rows(database: peewee.Database, table: str, *, where: str = "", schema: str | None = None) -> bool:
@@ -108,17 +141,31 @@ SELECT c.relname,
        ARRAY(SELECT a.attname::text FROM generate_series(0, i.indnkeyatts - 1) k
              LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[k]
              ORDER BY k),
-       i.indisunique, i.indpred IS NULL AND i.indexprs IS NULL AND i.indisvalid,
-       EXISTS (SELECT FROM pg_catalog.pg_constraint k WHERE k.conindid = c.oid AND k.contype IN ('p', 'u', 'x'))
+       i.indisunique,
+       i.indpred IS NULL AND i.indexprs IS NULL AND i.indisvalid
+       AND NOT EXISTS (SELECT FROM generate_series(0, i.indnkeyatts - 1) k
+                       JOIN pg_catalog.pg_opclass o ON o.oid = i.indclass[k]
+                       JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[k]
+                       WHERE NOT o.opcdefault OR i.indcollation[k] <> a.attcollation),
+       EXISTS (SELECT FROM pg_catalog.pg_constraint k WHERE k.conindid = c.oid AND k.contype IN ('p', 'u', 'x')),
+       i.indimmediate, m.amname
 FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+JOIN pg_catalog.pg_am m ON m.oid = c.relam
 WHERE i.indrelid = pg_catalog.to_regclass(%s) ORDER BY c.relname"""
+
+POSTGRES_TAKEN = """
+SELECT FROM pg_catalog.pg_class c
+WHERE c.relname = %s::name
+  AND c.relnamespace = (SELECT relnamespace FROM pg_catalog.pg_class WHERE oid = pg_catalog.to_regclass(%s))
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_index i
+                  WHERE i.indexrelid = c.oid AND i.indrelid = pg_catalog.to_regclass(%s))"""
 
 
 def _postgres_columns(
     database: peewee.Database, engine: Engine, table: str, names: Sequence[str], schema: str | None
 ) -> dict[str, LiveColumn] | None:
     chosen = "AND a.attname = ANY (%s)" if names else ""
-    parameters = (quote(database, schema, table), *([list(names)] if names else ()))
+    parameters = (regclass(database, schema, table), *([list(names)] if names else ()))
     rows = database.execute_sql(POSTGRES_COLUMNS.format(chosen=chosen), parameters).fetchall()
     if rows[0][0] is None:
         return None
@@ -130,10 +177,10 @@ def _postgres_columns(
 
 
 def _postgres_indexes(database: peewee.Database, table: str, schema: str | None) -> list[LiveIndex]:
-    rows = database.execute_sql(POSTGRES_INDEXES, (quote(database, schema, table),)).fetchall()
+    rows = database.execute_sql(POSTGRES_INDEXES, (regclass(database, schema, table),)).fetchall()
     return [
-        LiveIndex(name, tuple(columns), unique, plain and None not in columns, constraint)
-        for name, columns, unique, plain, constraint in rows
+        LiveIndex(name, tuple(columns), unique, plain and None not in columns, constraint, immediate, method)
+        for name, columns, unique, plain, constraint, immediate, method in rows
     ]
 
 
@@ -143,10 +190,19 @@ def _postgres_indexes(database: peewee.Database, table: str, schema: str | None)
 # COMMENT, COLLATE, generated columns and MariaDB's own CHECKs. A line a column, two spaces in front.
 DEFINITION = re.compile(r"^  `((?:[^`]|``)+)` (.*?),?$", re.MULTILINE)
 
+# What makes a LONGTEXT of MariaDB's JSON (MariaDB documentation, "JSON Data Type").
+JSON_CHECK = re.compile(r"\bCHECK \(json_valid\(`(?:[^`]|``)+`\)\)", re.IGNORECASE)
+
 
 def mysql_definitions(database: peewee.Database, table: str, schema: str | None = None) -> dict[str, str]:
-    """Return each column's own definition, without its name, as SHOW CREATE TABLE writes it."""
-    row = database.execute_sql(f"SHOW CREATE TABLE {quote(database, schema, table)}").fetchone()
+    """Return each column's own definition, without its name, as SHOW CREATE TABLE writes it.
+
+    Raises ``SchemaConflictError`` for a view, whose columns have no definition of their own.
+    """
+    cursor = database.execute_sql(f"SHOW CREATE TABLE {quote(database, schema, table)}")
+    if cursor.description[0][0] == "View":
+        raise SchemaConflictError(f"{table!r} is a view, not a table", hint="change the tables that it reads")
+    row = cursor.fetchone()
     return {name.replace("``", "`"): text for name, text in DEFINITION.findall(row[1])}
 
 
@@ -163,37 +219,52 @@ def _mysql_columns(
     columns = {}
     for name, kind, null, default in rows:
         nothing = default is None or (engine == "mariadb" and default == "NULL")
+        definition = definitions.get(name)
+        is_json = engine == "mariadb" and kind == "longtext" and JSON_CHECK.search(definition or "")
         columns[name] = LiveColumn(
             name,
-            parse_type(kind, engine),
+            parse_type("json" if is_json else kind, engine),
             null == "YES",
             None if nothing else str(default),
-            definitions.get(name),
+            definition,
         )
     return columns
 
 
 def _mysql_indexes(database: peewee.Database, table: str, schema: str | None) -> list[LiveIndex]:
-    sql = """SELECT s.index_name, s.non_unique, s.column_name, s.sub_part, c.data_type,
+    sql = """SELECT s.index_name, s.non_unique, s.index_type, s.column_name, s.sub_part, c.data_type,
                     COALESCE(c.character_octet_length DIV NULLIF(c.character_maximum_length, 0), 1)
              FROM information_schema.statistics s
              LEFT JOIN information_schema.columns c
                ON c.table_schema = s.table_schema AND c.table_name = s.table_name AND c.column_name = s.column_name
              WHERE s.table_schema = COALESCE(%s, DATABASE()) AND s.table_name = %s
              ORDER BY s.index_name, s.seq_in_index"""
+    rows = database.execute_sql(sql, (schema, table)).fetchall()
+    hidden = _mysql_hidden(database, table, schema) if rows else set()
     indexes: dict[str, LiveIndex] = {}
-    for name, non_unique, column, prefix, kind, char_bytes in database.execute_sql(sql, (schema, table)).fetchall():
+    for name, non_unique, method, column, prefix, kind, char_bytes in rows:
         imposed = prefix is None or _is_imposed(int(prefix), str(kind), int(char_bytes))
+        serves = imposed and column is not None and name not in hidden
         before = indexes.get(name)
         indexes[name] = LiveIndex(
             name,
             (*(before.columns if before else ()), column or ""),
             not non_unique,
-            plain=imposed and column is not None and (before is None or before.plain),
+            plain=serves and (before is None or before.plain),
             constraint=name == "PRIMARY",
             whole=prefix is None and (before is None or before.whole),
+            # MariaDB keeps a UNIQUE on a long text by hashes.
+            method="btree" if method == "HASH" else method.lower(),
         )
     return list(indexes.values())
+
+
+def _mysql_hidden(database: peewee.Database, table: str, schema: str | None) -> set[str]:
+    """Return the indexes that the optimizer may not use: MySQL's INVISIBLE and MariaDB's IGNORED ones."""
+    cursor = database.execute_sql(f"SHOW INDEX FROM {quote(database, schema, table)}")
+    titles = [column[0] for column in cursor.description]
+    rows = [dict(zip(titles, row, strict=True)) for row in cursor.fetchall()]
+    return {row["Key_name"] for row in rows if row.get("Visible") == "NO" or row.get("Ignored") == "YES"}
 
 
 def _is_imposed(prefix: int, kind: str, char_bytes: int) -> bool:
@@ -221,16 +292,34 @@ def _sqlite_columns(
 
 def _sqlite_indexes(database: peewee.Database, table: str, schema: str | None) -> list[LiveIndex]:
     rows: list[Any] = database.execute_sql(f"PRAGMA index_list({quote(database, table)})").fetchall()
-    return [_sqlite_index(database, *row[1:5]) for row in rows]
+    collations = _sqlite_collations(database, table) if rows else {}
+    return [_sqlite_index(database, collations, *row[1:5]) for row in rows]
 
 
-def _sqlite_index(database: peewee.Database, name: str, unique: int, origin: str, partial: int) -> LiveIndex:
-    rows = database.execute_sql(f"PRAGMA index_info({quote(database, name)})").fetchall()
-    columns = tuple(column for _, _, column in rows)
+def _sqlite_index(
+    database: peewee.Database, collations: dict[str, str], name: str, unique: int, origin: str, partial: int
+) -> LiveIndex:
+    rows = database.execute_sql(f"PRAGMA index_xinfo({quote(database, name)})").fetchall()
+    keys = [(column, collation) for _, _, column, _, collation, is_key in rows if is_key]
     return LiveIndex(
         name,
-        tuple(column or "" for column in columns),
+        tuple(column or "" for column, _ in keys),
         bool(unique),
-        plain=not partial and None not in columns,
+        plain=not partial and all(column and collations[column] == collation.upper() for column, collation in keys),
         constraint=origin != "c",
     )
+
+
+def _sqlite_collations(database: peewee.Database, table: str) -> dict[str, str]:
+    """Return each column's own collation; no pragma tells it, so it is read from the table's text."""
+    columns = _sqlite_columns(database, "sqlite", table, (), None) or {}
+    sql = "SELECT sql FROM sqlite_schema WHERE type = 'table' AND lower(name) = ?"
+    create = database.execute_sql(sql, (table.lower(),)).fetchone()[0]
+    body = next(token for token in tokens_of(create, backslashes=False) if token.startswith("("))
+    said = {}
+    for item in split_body(body[1:-1]):
+        tokens = parse_definition(item, named=True, backslashes=False).tokens
+        words = [token.upper() for token in tokens]
+        if "COLLATE" in words:
+            said[unquote(tokens[0]).lower()] = unquote(words[words.index("COLLATE") + 1])
+    return {name: said.get(name.lower(), "BINARY") for name in columns}

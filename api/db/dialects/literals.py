@@ -12,26 +12,29 @@ import peewee
 
 from api.db.dialects.engine import Engine
 
-# MySQL refuses a literal DEFAULT on these with error 1101 (8.4 manual, 13.6); MariaDB allows it since 10.2.1.
-WITHOUT_DEFAULT_ON_MYSQL = ("TEXT", "BLOB", "JSON", "GEOMETRY")
+# MySQL refuses a literal DEFAULT on these with error 1101 and takes an expression, also that of a constant, since
+# 8.0.13 (8.4 manual, 13.6); MariaDB allows both since 10.2.1.
+EXPRESSION_ONLY_ON_MYSQL = ("TEXT", "BLOB", "JSON", "GEOMETRY")
+# Of X'ff' MariaDB 10.11 keeps the byte itself, which makes SHOW CREATE TABLE a text that no driver can decode.
+BYTES: dict[Engine, str] = {"postgres": "'\\x{}'", "mariadb": "unhex('{}')"}
 
 
 def default_literal(field: peewee.Field, engine: Engine) -> str | None:
     """Return *field*'s constant default as *engine* writes it after DEFAULT, or None.
 
-    None means that the field has no default, that it is a callable, or that the engine cannot keep it. The text
-    is plain SQL: a driver that formats with ``%s`` needs its percent signs doubled (see ``for_driver``).
+    None means that the field has no default, that it is a callable, or that the engine cannot keep it. MySQL's is
+    in parentheses where its type takes an expression only. The text is plain SQL: a driver that formats with ``%s``
+    needs its percent signs doubled (see ``for_driver``).
     """
     if field.default is None or callable(field.default):
         return None
-    if engine == "mysql" and not keeps_default(field):
-        return None
-    return literal(stored_value(field), engine)
+    text = literal(stored_value(field), engine)
+    return f"({text})" if text and not takes_literal_default(field, engine) else text
 
 
-def keeps_default(field: peewee.Field) -> bool:
-    """Say whether MySQL keeps a literal DEFAULT for *field*'s type."""
-    return not str(field.field_type).upper().endswith(WITHOUT_DEFAULT_ON_MYSQL)
+def takes_literal_default(field: peewee.Field, engine: Engine) -> bool:
+    """Say whether *engine* takes a literal DEFAULT for *field*'s type, or an expression only."""
+    return engine != "mysql" or not str(field.field_type).upper().endswith(EXPRESSION_ONLY_ON_MYSQL)
 
 
 def with_constant_default(field: peewee.Field) -> peewee.Field:
@@ -65,6 +68,11 @@ def stored_value(field: peewee.Field) -> Any:
     """Return *field*'s default as the database stores it; works on a field that no model holds yet."""
     if isinstance(field.default, bytes | bytearray | memoryview):
         return bytes(field.default)
+    if isinstance(field, peewee.BlobField):
+        # Only a model's field knows its driver's class for bytes; plain bytes are good for every driver.
+        unbound = field.clone()
+        unbound._constructor = bytes
+        return unbound.db_value(field.default)
     if field.field_type.upper().startswith("JSON"):
         return json.dumps(field.default)
     return field.db_value(field.default)
@@ -79,7 +87,7 @@ def literal(value: Any, engine: Engine) -> str | None:
     if isinstance(value, float | Decimal):
         return _number(value)
     if isinstance(value, bytes):
-        return f"'\\x{value.hex()}'" if engine == "postgres" else f"X'{value.hex()}'"
+        return BYTES.get(engine, "X'{}'").format(value.hex())
     if isinstance(value, str):
         return quoted(str.__str__(value), engine)
     if isinstance(value, datetime.date | datetime.time):

@@ -149,18 +149,16 @@ def _precision(question: _Question) -> Iterator[str]:
 
 
 def _default(question: _Question) -> Iterator[str]:
-    """MySQL 8.4 manual, "Data Type Default Values": a literal is refused on these types, an expression is not."""
+    """MySQL 8.4 manual, "Data Type Default Values": a literal is refused on these types, an expression is not.
+
+    A field's own default is no matter: ``DataBaseModel`` and the migrators write it as an expression.
+    """
     field = question.field
     if question.engine != "mysql" or not question.column.kind.endswith(("text", "blob", "json")):
         return
     written = [part.sql for part in field.constraints or () if isinstance(part, peewee.SQL)]
     if any(_LITERAL_DEFAULT.match(sql) for sql in written):
         yield f"mysql refuses a literal DEFAULT on {question.text} (1101): put it in parentheses"
-    elif field.default is not None and not callable(field.default) and not written:
-        yield (
-            f"mysql keeps no literal DEFAULT of {question.text} (1101), so that an INSERT which leaves the column out"
-            " fails: write DEFAULT ('…') among the constraints, or use CharField"
-        )
 
 
 def _sequence(question: _Question) -> Iterator[str]:
