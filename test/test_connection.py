@@ -22,7 +22,6 @@ from api.db import connection
 from api.db.connection import (
     DB,
     MAX_RETRIES,
-    describe_failure,
     exponential_backoff,
     get_db_connection,
     log_connection_config,
@@ -305,16 +304,6 @@ class TestConnecting:
             DB.initialize(None)
         with pytest.raises(AttributeError, match="not bound"):
             get_db_connection()
-
-    def test_a_failure_met_elsewhere_reads_the_same(self) -> None:
-        """Who connects without patience gets the same words."""
-        database = open_database("mysql://me:SECRET@127.0.0.1:1/name")
-        with pytest.raises(peewee.OperationalError) as caught:
-            database.connect()
-        error = describe_failure(caught.value, database)
-        assert str(error).startswith(
-            "cannot connect to mysql or mariadb 127.0.0.1:1/name as 'me': nothing listens there"
-        )
 
     def test_the_configuration_is_one_line_without_the_password(self, backend: Any) -> None:
         """Engine, place, sizes and timeouts."""

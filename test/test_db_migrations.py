@@ -335,7 +335,7 @@ class TestMigrationTracking:
     @pytest.mark.engines("sqlite")
     def test_an_unknown_status_is_refused(self, db: peewee.Database) -> None:
         """Nothing is written."""
-        with pytest.raises(ValueError, match="'done' is none of"):
+        with pytest.raises(ValueError, match="'done' is none of success, failed, skipped"):
             MigrationTracker.record_migration("a", "done", database=db)  # type: ignore[arg-type]
 
         assert MigrationTracker.get_migration_history(database=db) == []
@@ -522,7 +522,7 @@ class TestTransactionSafety:
 
         error = self.failure(parent, up)
 
-        assert "failed at the COMMIT of its batch" in error.message
+        assert "failed as its batch was recorded and committed" in error.message
         assert "23503" in error.message
         assert parent.execute_sql("SELECT count(*) FROM child").fetchone()[0] == 1
 

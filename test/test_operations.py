@@ -122,6 +122,8 @@ def test_a_half_made_column_is_completed(migrator: Migrator) -> None:
     assert _values(migrator, "label") == ["first", "none"]
     assert not _column(migrator, "label").null
     assert _index_columns(migrator) == [("label",)]
+    migrator.database.execute_sql("INSERT INTO item (name) VALUES ('of an old worker')")
+    assert _values(migrator, "label")[-1] == "none"
 
 
 def test_a_column_without_the_server_default_only_is_as_asked(migrator: Migrator) -> None:

@@ -120,7 +120,7 @@ def test_a_transaction_left_open_is_rolled_back(app: Flask, logged: Logged, dies
     logged()
     assert client.post("/leave").status_code == (500 if dies else 200)
     assert DB.is_closed()
-    assert "a transaction was left open; rolling it back" in [line["event"] for line in logged()]
+    assert "a transaction was left open; rolled back" in [line["event"] for line in logged()]
     assert client.post("/tasks", json={"title": "the next one"}).status_code == 201
     assert titles() == ["the next one"]
 

@@ -21,6 +21,7 @@ import structlog
 
 from api.db import history
 from api.db.dialects.engine import Engine
+from api.db.dialects.errors import classify
 from api.db.files import Migration
 from api.db.history import Attempt, HistoryRow
 from api.db.lock import exclusive_session, exclusive_transaction
@@ -163,7 +164,7 @@ class _Batch:
         operations = tuple(self.migrator.results)
         if reason is None and operations and not statements.number and _all_skipped(operations):
             reason = "; ".join(f"{each.table}.{each.target}: {each.reason}" for each in operations)
-        return Ran(migration.name, "skipped" if reason else "success", statements.elapsed_ms(), reason, operations)
+        return Ran(migration.name, "skipped" if reason else "success", statements.elapsed_ms(), reason)
 
     def _reason_to_skip(self, function: Callable[..., Any] | None, state: str | None) -> str | None:
         if self.direction == "down":
@@ -230,7 +231,7 @@ class _Batch:
                 self._record(stands)
             history.write(self.database, rows, attempts)
 
-        _on_a_working_connection(self.database, write)
+        _on_a_working_connection(self.database, self.engine, failure.cause, write)
 
     def _record(self, ran: Sequence[tuple[Migration, Ran]]) -> None:
         attempts = [
@@ -260,7 +261,9 @@ def _all_skipped(operations: Sequence[OperationResult]) -> bool:
     return all(each.outcome is Outcome.SKIPPED for each in operations)
 
 
-def _on_a_working_connection(database: peewee.Database, write: Callable[[], None]) -> None:
+def _on_a_working_connection(
+    database: peewee.Database, engine: Engine, cause: Exception, write: Callable[[], None]
+) -> None:
     """Write the record of a failure, over a new connection where the old one is lost; never hide the failure itself."""
     try:
         write()
@@ -272,7 +275,9 @@ def _on_a_working_connection(database: peewee.Database, write: Callable[[], None
             database.connect()
             write()
         except peewee.PeeweeException as exc:
-            log.critical("the failed migration could not be recorded", reason=str(exc), before=str(lost))
+            # A server that takes no writes has just said so, as the failure itself.
+            tell = log.debug if classify(exc, engine).category is classify(cause, engine).category else log.critical
+            tell("the failed migration could not be recorded", reason=str(exc), before=str(lost))
 
 
 def _user() -> str:

@@ -32,11 +32,11 @@ __all__ = [
     "MAX_RETRIES",
     "PoolDiagnostics",
     "TransactionLogger",
-    "describe_failure",
     "exponential_backoff",
     "get_db_connection",
     "log_connection_config",
     "open_database",
+    "return_db_connection",
 ]
 
 log = structlog.get_logger(__name__)
@@ -201,6 +201,22 @@ def get_db_connection(database: Any = None, *, deadline_s: float = 30.0) -> Any:
     return database.connection()
 
 
+def return_db_connection(database: Any = None) -> int:
+    """Return this thread's connection of *database* (``DB``) to the pool, rolling back what was left open on it.
+
+    peewee refuses to close inside a transaction and keeps the connection, so every later request on the thread
+    would fail. Its stack is emptied first; the pool then rolls the connection back before it is lent again. Returns
+    how many transactions were open; without a connection it does nothing.
+    """
+    database = unwrap(DB if database is None else database)
+    depth: int = database.transaction_depth()
+    for _ in range(depth):
+        database.pop_transaction()
+    if not database.is_closed():
+        database.close()
+    return depth
+
+
 def _try_connect(database: peewee.Database, attempt: int, give_up_at: float) -> bool:
     """Connect and return True, or wait for the next attempt and return False, or raise when none is left."""
     try:
@@ -224,15 +240,6 @@ def _try_connect(database: peewee.Database, attempt: int, give_up_at: float) -> 
     )
     time.sleep(delay_s)
     return False
-
-
-def describe_failure(exc: BaseException, database: Any) -> DatabaseUnavailableError:
-    """Return *exc*, met on connecting *database*, as an error that names the place, the reason and the remedy.
-
-    For those who connect without ``get_db_connection``; the place holds no password.
-    """
-    database = unwrap(database)
-    return _unavailable(connect_failure(exc, database), database)
 
 
 def _unavailable(failure: ConnectFailure, database: peewee.Database) -> DatabaseUnavailableError:

@@ -17,6 +17,7 @@ from typing import IO
 
 import peewee
 import structlog
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 
 from api.db.dialects.categories import Category
 from api.db.dialects.engine import Engine
@@ -86,8 +87,8 @@ def _session_lock(database: peewee.Database, timeout_s: float) -> Iterator[None]
     try:
         yield
     finally:
-        idle = 0  # libpq: PQTRANS_IDLE. A BEGIN of the migration's own is still open otherwise, or has failed.
-        if not database.is_closed() and database.connection().get_transaction_status() != idle:
+        # A BEGIN of the migration's own may still be open, or have failed.
+        if not database.is_closed() and database.connection().get_transaction_status() != TRANSACTION_STATUS_IDLE:
             with suppress(peewee.PeeweeException):
                 database.rollback()
         _release(database, "SELECT pg_advisory_unlock(%s)", _number())
@@ -160,5 +161,5 @@ def _poll(acquire: Callable[[], bool], timeout_s: float) -> None:
             )
         if waited_s - said >= SAY_EVERY_S:
             said = waited_s
-            log.info("waiting for another process to finish migrating", waited_s=round(waited_s, 1))
+            log.warning("waiting for another process to finish migrating", waited_s=round(waited_s, 1))
         time.sleep(POLL_S)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, cast
+from typing import Any, ParamSpec, cast, get_args
 
 import peewee
 import structlog
@@ -28,9 +28,8 @@ from api.db.files import Function, Migration, MigrationFile
 from api.db.migrators import DatabaseMigrator as DatabaseMigrator
 from api.db.migrators import migrator_for
 from api.db.results import BatchResult, batch_error
-from api.db.session import is_migrating
+from api.db.session import is_migrating, ms_since
 from api.exceptions import MigrationError, MigrationFileError
-from api.logs import redact
 
 log = structlog.get_logger(__name__)
 
@@ -59,11 +58,11 @@ class StandardErrorHandler:
     ) -> bool:
         """Log the error and return whether to look again.
 
-        The log is debug if so, a warning where the error can pass by itself, else critical.
+        The log is debug if so, a warning for an error that a healthy fleet meets, else critical.
         """
         found = errors.classify(exception, db_type)
         look_again = errors.may_skip(found, operation)
-        loud = log.warning if found.is_transient else log.critical
+        loud = log.warning if found.is_expected else log.critical
         (log.debug if look_again else loud)(
             "migration operation failed",
             operation=operation,
@@ -102,12 +101,11 @@ class MigrationTracker:
         database: Any = None,
     ) -> None:
         """Write *name*'s latest state, in place of the one before. Raises ``ValueError`` on another *status*."""
-        if status not in ("success", "failed", "skipped"):
-            raise ValueError(f"status {status!r} is none of 'success', 'failed', 'skipped'")
+        if status not in get_args(history.Status):
+            raise ValueError(f"status {status!r} is none of {', '.join(get_args(history.Status))}")
         db = unwrap(database or DB)
         cls.init_tracking_table(database=db)
-        message = None if error is None else redact(error)
-        row = history.HistoryRow(name, status, engine_of(db), history.utc_now(), duration_ms, message)
+        row = history.HistoryRow(name, status, engine_of(db), history.utc_now(), duration_ms, error)
         history.write(db, [row], [])
 
     @classmethod
@@ -117,7 +115,10 @@ class MigrationTracker:
 
     @classmethod
     def skip_if_run(cls, name: str, *, database: Any = None) -> Callable[[Function], Function]:
-        """Decorate a function that is to run once: later calls return ``None``. A failure is recorded and raised."""
+        """Decorate a function that is to run once: later calls return ``None``.
+
+        A failure is raised, and recorded unless it is inside a transaction, which undoes all of it.
+        """
 
         def decorate(function: Function) -> Function:
             @functools.wraps(function)
@@ -129,11 +130,11 @@ class MigrationTracker:
                 try:
                     result = function(*args, **kwargs)
                 except Exception as exc:
-                    cls.record_migration(name, "failed", str(exc), database=database)
+                    # Inside a transaction the row would be undone with it, and on PostgreSQL hide the error.
+                    if not unwrap(database or DB).in_transaction():
+                        cls.record_migration(name, "failed", str(exc), ms_since(started), database=database)
                     raise
-                cls.record_migration(
-                    name, "success", None, round((time.monotonic() - started) * 1000), database=database
-                )
+                cls.record_migration(name, "success", None, ms_since(started), database=database)
                 return result
 
             return once

@@ -95,8 +95,24 @@ class _Recipes(playhouse.SchemaMigrator):
 
     @playhouse.operation
     def apply_default(self, table: str, column_name: str, field: peewee.Field) -> None:
-        """Give the rows that hold NULL *field*'s default."""
+        """Give the rows that hold NULL *field*'s default, and let the server know it."""
+        self.tell_default(table, column_name, field)
         self.fill(table, column_name, field)
+
+    def tell_default(self, table: str, column: str, field: peewee.Field) -> bool:
+        """Let the server know the constant default of a NOT NULL *field*, before its rows are filled.
+
+        Rows that come meanwhile have it, and so have those of workers that do not know the column. Returns whether
+        there is such a default.
+        """
+        text = None if field.null or says_default(field) else default_literal(field, self.engine)
+        if text is not None:
+            self._set_default(table, column, text)
+        return text is not None
+
+    def _set_default(self, table: str, column: str, text: str) -> None:
+        sql = f"ALTER TABLE {self.name(table)} ALTER COLUMN {quote(self.database, column)} SET DEFAULT {text}"
+        self.database.execute_sql(for_driver(sql, self.engine))
 
     def fill(self, table: str, column: str, field: peewee.Field) -> int:
         """Give the rows that hold NULL *field*'s default, one value for all, and return how many they were."""
@@ -212,17 +228,9 @@ class MySQLMigrator(_Recipes, playhouse.MySQLMigrator):
             text = text.with_default_as_expression()
         return text.with_type(kind)
 
-    def fill(self, table: str, column: str, field: peewee.Field) -> int:
-        """Give the rows that hold NULL *field*'s default, and return how many they were.
-
-        Where MySQL takes that default as an expression only, it is told first: beside a new column the expression
-        would copy the table, while alone it is metadata. Rows that come meanwhile have it too.
-        """
-        text = default_literal(field, self.engine)
-        if text and not field.null and not takes_literal_default(field, self.engine):
-            default = f"DEFAULT {text}"
-            self._modify(table, column, lambda old: old.without_default().with_tail(default), "INSTANT")
-        return super().fill(table, column, field)
+    def _set_default(self, table: str, column: str, text: str) -> None:
+        # By MODIFY: SET DEFAULT takes no expression, and MySQL keeps nothing else for TEXT. Alone it is metadata.
+        self._modify(table, column, lambda old: old.without_default().with_tail(f"DEFAULT {text}"), "INSTANT")
 
     def _modify(
         self,
@@ -288,8 +296,7 @@ class SqliteMigrator(_Recipes, playhouse.SqliteMigrator):
     @playhouse.operation
     def add_column_default(self, table: str, column: str, default: Any) -> None:
         """Give the column a DEFAULT, a constant."""
-        text = literal(default, self.engine)
-        self._edit(table, column, lambda old: old.without_default().with_tail(f"DEFAULT {text}"))
+        self._set_default(table, column, str(literal(default, self.engine)))
 
     @playhouse.operation
     def add_foreign_key_constraint(
@@ -314,6 +321,9 @@ class SqliteMigrator(_Recipes, playhouse.SqliteMigrator):
         Raises ``SchemaConflictError`` when something else names it: a view, a trigger, a CHECK, a partial index.
         """
         self._edit(table, column_name, lambda text: None)
+
+    def _set_default(self, table: str, column: str, text: str) -> None:
+        self._edit(table, column, lambda old: old.without_default().with_tail(f"DEFAULT {text}"))
 
     def _edit(self, table: str, column: str, edit: rebuild.Edit) -> None:
         rebuild.rebuild_column(self.database, table, column, edit)

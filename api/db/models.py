@@ -17,7 +17,7 @@ from api.db.fields import EncryptedJSONField, UTCDateTimeField, utc_now
 
 
 class TaskStatus(StrEnum):
-    """Where a task stands; it only moves down this list."""
+    """Where a task stands."""
 
     PENDING = "pending"
     RUNNING = "running"

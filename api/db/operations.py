@@ -243,7 +243,9 @@ def _align_null(migrator: Migrator, table: str, live: LiveColumn, field: peewee.
     if field.null:
         migrator.drop_not_null(table, live.name).run()
         return ["NOT NULL dropped"]
-    filled = _fill(migrator, table, live.name, field)
+    told = live.default is None and migrator.tell_default(table, live.name, field)
+    filled = ["DEFAULT set"] if told else []
+    filled += _fill(migrator, table, live.name, field)
     _set_not_null(migrator, table, live.name)
     return [*filled, "NOT NULL set"]
 

@@ -152,7 +152,7 @@ def state_text(result: BatchResult, engine: Engine) -> str:
     if engine in TRANSACTIONAL:
         undone = f", {len(result.rolled_back)} with it" if result.rolled_back else ""
         return f"{stands}rolled back{undone}: schema and data are as before"
-    again = "the alter_db_… operations look first, and complete it at the next try"
+    again = "at the next try the alter_db_… operations look first and complete it, raw SQL of yours is sent again"
     return (
         f"{stands}NOT rolled back: {engine} commits each DDL statement by itself, so what this migration did before it "
         f"failed stays; {again}"

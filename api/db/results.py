@@ -8,7 +8,6 @@ from typing import Literal
 from api.db.dialects.engine import Engine
 from api.db.dialects.errors import classify, driver_error
 from api.db.files import Migration
-from api.db.operations import OperationResult
 from api.exceptions import AADAPError, MigrationFailedError
 from api.logs import redact
 
@@ -17,13 +16,12 @@ Direction = Literal["up", "down"]
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """A migration that ran to its end. *reason* says why it was skipped; *operations* what each operation did."""
+    """A migration that ran to its end. *reason* says why it was skipped."""
 
     name: str
     status: Literal["success", "skipped"]
     duration_ms: int
     reason: str | None = None
-    operations: tuple[OperationResult, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +77,7 @@ def told(cause: BaseException, engine: Engine, statement: str | None) -> tuple[s
 
 def _place(failure: Failure) -> str:
     if failure.at_commit:
-        return "at the COMMIT of its batch, through it or one before it"
+        return "as its batch was recorded and committed, through it or one before it"
     if failure.statement is None:
         return f"after {failure.number} statements" if failure.number != 1 else "after 1 statement"
     ending = {1: "st", 2: "nd", 3: "rd"}.get(failure.number % 10 * (failure.number // 10 % 10 != 1), "th")

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import peewee
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INERROR
 
 from api.db.dialects.categories import Category
 from api.db.dialects.engine import Engine
@@ -118,8 +119,7 @@ def refuse_ended_transaction(database: peewee.Database, engine: Engine) -> None:
         ended, swallowed = not connection.in_transaction, False
     else:
         status = connection.get_transaction_status()
-        idle, in_error = 0, 3  # libpq: PQTRANS_IDLE, PQTRANS_INERROR (PostgreSQL manual, 34.2)
-        ended, swallowed = status == idle, status == in_error
+        ended, swallowed = status == TRANSACTION_STATUS_IDLE, status == TRANSACTION_STATUS_INERROR
     if swallowed:
         raise MigrationError(
             "a statement failed and its error was swallowed: PostgreSQL would undo all of it at COMMIT",

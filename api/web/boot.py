@@ -97,6 +97,8 @@ def _check(settings: Settings) -> None:
     try:
         get_db_connection(DB, deadline_s=settings.db_connect_timeout_s)
         pending = pending_migrations(settings.migration_directory, DB)
+    except MigrationFileError:
+        raise
     except (DatabaseLayerError, peewee.PeeweeException) as exc:
         log.warning("the database cannot be asked at boot; not ready until it can", error=str(exc))
         return

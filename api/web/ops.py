@@ -16,6 +16,7 @@ from flask import Blueprint
 from api.db.connection import open_database
 from api.db.dialects.connecting import driver_code
 from api.db.migrations import pending_migrations
+from api.exceptions import MigrationFileError
 from api.settings import Settings
 from api.web.inputs import Answer
 
@@ -84,6 +85,8 @@ class Readiness:
         try:
             self._database.connect()
             pending = pending_migrations(self._directory, self._database)
+        except MigrationFileError as exc:
+            return Verdict("the migrations cannot be read", {"code": exc.error_code})
         except Exception as exc:  # noqa: BLE001 - whatever went wrong, the answer is "not ready" and why
             log.debug("readiness probe failed", error=str(exc))
             return Verdict(UNREACHABLE, {"code": _code(exc)})

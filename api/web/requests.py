@@ -5,7 +5,7 @@ from __future__ import annotations
 import structlog
 from flask import Flask, Response, request
 
-from api.db.connection import DB, PoolDiagnostics, get_db_connection
+from api.db.connection import DB, PoolDiagnostics, get_db_connection, return_db_connection
 from api.logs import bind_correlation_id, current_correlation_id
 from api.settings import Settings
 
@@ -65,14 +65,7 @@ def _return(_: BaseException | None) -> None:
 
 
 def return_connection() -> None:
-    """Return this thread's connection, rolling back what it left open.
-
-    peewee refuses to close inside a transaction and keeps the connection, so every later request on the thread
-    would fail. Its stack is emptied first; the pool then rolls the connection back before it is lent again.
-    """
-    depth = DB.transaction_depth()
+    """Return this thread's connection, and say when a transaction was left open on it."""
+    depth = return_db_connection()
     if depth:
-        log.error("a transaction was left open; rolling it back", depth=depth, endpoint=request.endpoint)
-    while DB.transaction_depth():
-        DB.pop_transaction()
-    DB.close()
+        log.error("a transaction was left open; rolled back", depth=depth, endpoint=request.endpoint)
