@@ -141,6 +141,19 @@ def _is_as_asked(database: peewee.Database, backend: Backend, step: dict[str, An
     return fits and null_fits and indexed
 
 
+def _added_with_a_default(document: dict[str, Any]) -> list[str]:
+    """Return the steps that added a NOT NULL column with a default: the server has to know it from then on."""
+    success = {ran["name"][5:] for ran in document["applied"] if ran["status"] == "success"}
+    required = [step for step in STEPS if step["op"] == "add_column" and not step["field"]["null"]]
+    return [step["name"] for step in required if "default" in step["field"] and step["name"] in success]
+
+
+def _has_default(database: peewee.Database, backend: Backend, name: str) -> bool:
+    step = next(step for step in STEPS if step["name"] == name)
+    columns = read_columns(database, backend.engine, step["table"]) or {}
+    return columns[step["column"]].default is not None
+
+
 def test_a_real_history_applies_once_and_keeps_every_row(backend: Backend, history: Path) -> None:
     """46 steps are recorded at the first `up`, none at the second; each column and index is as its step asks."""
     database = backend.database()
@@ -159,3 +172,4 @@ def test_a_real_history_applies_once_and_keeps_every_row(backend: Backend, histo
     assert sum(len(rows) for rows in before.values()) >= 40 * 18
     assert "critical" not in log.lower()
     assert [step["name"] for step in STEPS if not _is_as_asked(database, backend, step)] == []
+    assert [name for name in _added_with_a_default(first) if not _has_default(database, backend, name)] == []
