@@ -24,10 +24,10 @@ from api.db.migrations import (
     MigrationTracker,
     alter_db_add_column,
     migrate_db,
-    migration_status,
     pending_migrations,
     revert,
 )
+from api.db.status import migration_status
 from api.exceptions import MigrationError, MigrationFailedError, MigrationFileError, MigrationLockError
 from conftest import Backend
 

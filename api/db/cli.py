@@ -27,6 +27,7 @@ from api.db.batch import Options
 from api.db.connection import open_database
 from api.db.dialects.engine import Engine, engine_of
 from api.db.dialects.errors import classify
+from api.db.status import migration_status
 from api.exceptions import (
     AADAPError,
     ConfigurationError,
@@ -175,7 +176,7 @@ def up(context: Context, target: str | None = None) -> None:
 def status(context: Context) -> None:
     """Show every migration's state: applied, skipped, pending, failed, changed, missing. Reads all files."""
     with context.connected():
-        states = migrations.migration_status(context.directory, context.database)
+        states = migration_status(context.directory, context.database)
     document = report.status_document(states)
 
     def table() -> None:

@@ -12,7 +12,7 @@ import inspect
 import os
 import re
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,23 +75,30 @@ def list_files(directory: Path) -> list[MigrationFile]:
 
     Raises ``MigrationFileError`` when the directory is missing or a name cannot be ordered.
     """
+    return sorted(_file(directory, stem) for stem in _stems(directory))
+
+
+def hold_exactly(directory: Path, names: Collection[str]) -> bool:
+    """Say whether the migration files of *directory* are *names*, each of them and no other: the cheapest look."""
+    stems = _stems(directory)
+    return len(stems) == len(names) and all(stem in names for stem in stems)
+
+
+def _stems(directory: Path) -> list[str]:
     try:
-        with os.scandir(directory) as entries:
-            names = [e.name for e in entries if e.name.endswith(".py") and e.name[0].isdigit()]
+        return [name[:-3] for name in os.listdir(directory) if name.endswith(".py") and name[0].isdigit()]
     except OSError as exc:
         raise MigrationFileError(
             f"the migration directory {str(directory)!r} cannot be read: {exc.strerror}",
             hint="set MIGRATION_DIRECTORY or --directory to the folder that holds NNNN_words.py files",
         ) from exc
-    return sorted(_file(directory, name) for name in names)
 
 
-def _file(directory: Path, filename: str) -> MigrationFile:
-    stem = filename.removesuffix(".py")
+def _file(directory: Path, stem: str) -> MigrationFile:
     match = NAME.fullmatch(stem)
     if match is None or len(stem) > NAME_LENGTH:
         raise MigrationFileError(
-            f"{filename!r} in {str(directory)!r} is not a migration's name",
+            f"{stem + '.py'!r} in {str(directory)!r} is not a migration's name",
             hint="name it NNNN_words.py: a number, then letters, digits, _ or -, 255 characters at most",
         )
     return MigrationFile(int(match[1]), stem, directory)

@@ -7,12 +7,11 @@ by ``operations`` and ``batch``.
 
 from __future__ import annotations
 
-import datetime as dt
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ParamSpec, cast, get_args
 
@@ -224,17 +223,6 @@ alter_db_drop_column = _handled(operations.drop_column)
 # Running migrations --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class MigrationState:
-    """A migration as ``status`` shows it: applied, skipped, pending, failed, changed or missing."""
-
-    name: str
-    state: str
-    applied_at: dt.datetime | None = None
-    duration_ms: int | None = None
-    error: str | None = None
-
-
 def migrate_db(
     migrations: Sequence[tuple[str, Function]] | None = None,
     *,
@@ -251,8 +239,11 @@ def migrate_db(
     """
     db = unwrap(database or DB)
     with connected(db):
-        source = files.from_functions(migrations) if migrations is not None else _files(directory)
         states = history.read_states(db) or {}
+        done = {name for name, status in states.items() if status in history.DONE}
+        if migrations is None and target is None and files.hold_exactly(_folder(directory), done):
+            return BatchResult(batch="")
+        source = files.from_functions(migrations) if migrations is not None else _files(directory)
         names = _up_to(target, _pending(states, source))
         _warn_of_odd_order(states, source)
         if not names:
@@ -315,28 +306,6 @@ def migration_parts(directory: Path | None, names: Sequence[str]) -> list[list[M
     return batch.parts_of(files.load_named(_files(directory), names))
 
 
-def migration_status(directory: Path | None = None, database: Any = None) -> list[MigrationState]:
-    """Return the state of every migration in *directory* or in the history; reads every file's checksum."""
-    rows = {row.migration_name: row for row in history.read_history(unwrap(database or DB))}
-    known = {file.name: file for file in _files(directory)}
-    names = sorted(rows.keys() | known.keys(), key=files.order_of)
-    return [_state(name, known.get(name), rows.get(name)) for name in names]
-
-
-def _state(name: str, file: MigrationFile | None, row: history.HistoryRow | None) -> MigrationState:
-    if row is None:
-        return MigrationState(name, "pending")
-    if file is None:
-        state = "missing"
-    elif row.status == "failed":
-        state = "failed"
-    elif row.checksum is not None and files.read_checksum(file.path) != row.checksum:
-        state = "changed"
-    else:
-        state = "applied" if row.status == "success" else "skipped"
-    return MigrationState(name, state, row.applied_at, row.duration_ms, row.error_message or row.reason)
-
-
 @contextmanager
 def connected(database: peewee.Database, deadline_s: float = 30.0) -> Iterator[None]:
     """Hold this thread's connection for the block, trying for *deadline_s* seconds to get one.
@@ -361,7 +330,11 @@ def connected(database: peewee.Database, deadline_s: float = 30.0) -> Iterator[N
 
 
 def _files(directory: Path | None) -> list[MigrationFile]:
-    return files.list_files(Path(directory or VERSIONS))
+    return files.list_files(_folder(directory))
+
+
+def _folder(directory: Path | None) -> Path:
+    return Path(directory or VERSIONS)
 
 
 def _pending(states: dict[str, str], source: files.Source) -> list[str]:

@@ -11,8 +11,8 @@ from api.db.batch import TRANSACTIONAL
 from api.db.dialects.engine import Engine
 from api.db.files import Migration, line_in
 from api.db.history import Attempt
-from api.db.migrations import MigrationState
 from api.db.results import BatchResult, Ran
+from api.db.status import MigrationState
 from api.exceptions import AADAPError, MigrationFailedError
 from api.logs import redact
 
