@@ -42,7 +42,6 @@ log = structlog.get_logger(__name__)
 # 1221 and 1235 are older words for the same refusal; 4092 is MySQL's limit of row versions (8.4 manual, 17.12.1).
 ALGORITHM_REFUSED = frozenset({1845, 1846, 1221, 1235, 4092})
 
-
 # The types that may have ON UPDATE CURRENT_TIMESTAMP, and a DEFAULT of it (MySQL 8.4 manual, 13.2.5).
 CLOCK_TYPES = frozenset({"datetime", "timestamp"})
 
@@ -111,8 +110,8 @@ class _Recipes(playhouse.SchemaMigrator):
         return text is not None
 
     def _set_default(self, table: str, column: str, text: str) -> None:
-        sql = f"ALTER TABLE {self.name(table)} ALTER COLUMN {quote(self.database, column)} SET DEFAULT {text}"
-        self.database.execute_sql(for_driver(sql, self.engine))
+        place = f"ALTER TABLE {self.name(table)} ALTER COLUMN {quote(self.database, column)}"
+        self.database.execute_sql(f"{place} SET DEFAULT {for_driver(text, self.engine)}")
 
     def fill(self, table: str, column: str, field: peewee.Field) -> int:
         """Give the rows that hold NULL *field*'s default, one value for all, and return how many they were."""
