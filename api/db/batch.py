@@ -200,16 +200,16 @@ class _Batch:
     def _fail(self, part: _Part, migration: Migration, statements: Statements, raised: BaseException) -> None:
         # A ROLLBACK on a lost connection raises too, and would hide why it was lost.
         cause = statements.cause or raised
-        stands = part.transactional and part.mark is not None and part.mark.was_committed(cause)
-        earlier = [] if stands or not part.transactional else part.ran
+        stands = part.mark is not None and part.mark.was_committed(cause)
         if stands:
             self.applied += [ran for _, ran in part.ran]
-        self.rolled_back += [ran.name for _, ran in earlier if ran.name != migration.name]
+        else:
+            self.rolled_back += [ran.name for _, ran in part.ran if ran.name != migration.name]
+        if not isinstance(cause, Exception):
+            cause = MigrationError("interrupted by the keyboard", hint="run it again")
         self.failure = Failure(
             migration,
-            cause
-            if isinstance(cause, Exception)
-            else MigrationError("interrupted by the keyboard", hint="run it again"),
+            cause,
             statements.failed,
             statements.number,
             statements.elapsed_ms(),

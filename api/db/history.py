@@ -143,6 +143,11 @@ def read_states(database: peewee.Database) -> dict[str, str] | None:
         raise
 
 
+def done_in(states: dict[str, str]) -> set[str]:
+    """Return the names of *states* that need not run again."""
+    return {name for name, status in states.items() if status in DONE}
+
+
 def read_history(database: peewee.Database) -> list[HistoryRow]:
     """Return every history row in the order of the names; empty when the table does not exist yet."""
     if read_states(database) is None:

@@ -86,8 +86,7 @@ class MigrationTracker:
     @classmethod
     def has_migration_run(cls, name: str, *, database: Any = None) -> bool:
         """Say whether *name* is done: it succeeded, or was skipped for good reason. One query."""
-        states = history.read_states(unwrap(database or DB)) or {}
-        return states.get(name) in history.DONE
+        return name in history.done_in(history.read_states(unwrap(database or DB)) or {})
 
     @classmethod
     def record_migration(
@@ -239,13 +238,12 @@ def migrate_db(
     """
     db = unwrap(database or DB)
     with connected(db):
-        states = history.read_states(db) or {}
-        done = {name for name, status in states.items() if status in history.DONE}
+        done = history.done_in(history.read_states(db) or {})
         if migrations is None and target is None and files.hold_exactly(_folder(directory), done):
             return BatchResult(batch="")
         source = files.from_functions(migrations) if migrations is not None else _files(directory)
-        names = _up_to(target, _pending(states, source))
-        _warn_of_odd_order(states, source)
+        names = _up_to(target, _pending(done, source))
+        _warn_of_odd_order(done, source)
         if not names:
             return BatchResult(batch="")
         loaded = files.load_named(source, names)
@@ -287,8 +285,7 @@ def revert(
 
 def revertible(target: str | None = None, *, database: Any = None) -> list[str]:
     """Return what ``revert`` would revert, newest first. Raises ``MigrationFileError`` for another *target*."""
-    states = history.read_states(unwrap(database or DB)) or {}
-    done = (name for name, status in states.items() if status in history.DONE)
+    done = history.done_in(history.read_states(unwrap(database or DB)) or {})
     applied = sorted(done, key=files.order_of, reverse=True)
     if target is not None and target not in applied:
         raise MigrationFileError(f"no applied migration is called {target!r}", hint="`status` lists them")
@@ -297,8 +294,8 @@ def revertible(target: str | None = None, *, database: Any = None) -> list[str]:
 
 def pending_migrations(directory: Path | None = None, database: Any = None, target: str | None = None) -> list[str]:
     """Return the names that ``migrate_db`` would apply, in their order. One query, no file opened."""
-    states = history.read_states(unwrap(database or DB)) or {}
-    return _up_to(target, _pending(states, _files(directory)))
+    done = history.done_in(history.read_states(unwrap(database or DB)) or {})
+    return _up_to(target, _pending(done, _files(directory)))
 
 
 def migration_parts(directory: Path | None, names: Sequence[str]) -> list[list[Migration]]:
@@ -337,13 +334,12 @@ def _folder(directory: Path | None) -> Path:
     return Path(directory or VERSIONS)
 
 
-def _pending(states: dict[str, str], source: files.Source) -> list[str]:
-    return [each.name for each in source if states.get(each.name) not in history.DONE]
+def _pending(done: set[str], source: files.Source) -> list[str]:
+    return [each.name for each in source if each.name not in done]
 
 
-def _warn_of_odd_order(states: dict[str, str], source: files.Source) -> None:
+def _warn_of_odd_order(done: set[str], source: files.Source) -> None:
     known = {each.name for each in source}
-    done = {name for name, status in states.items() if status in history.DONE}
     if done - known:
         log.warning("history has migrations without a file: is this an older release?", missing=sorted(done - known))
     newest = max(done & known, default="", key=files.order_of)

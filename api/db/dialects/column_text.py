@@ -50,13 +50,13 @@ class ColumnText:
         # No space before a parenthesis: "varchar (40)" is another type text to SQLite than "varchar(40)".
         return "".join(token if token.startswith("(") else f" {token}" for token in self.tokens).strip()
 
-    def with_type(self, text: str, *, keep_default: bool = True) -> ColumnText:
+    def with_type(self, text: str) -> ColumnText:
         """Return the definition with the type *text*; a character set goes where the new type has none."""
         head, tail = self.tokens[: self.start], self.tokens[self.start + self.kind :]
         edited = ColumnText((*head, text, *tail), self.start, 1)
         if not re.match(r"(?i)\w*(char|text|enum|set)\b", text):
             edited = edited._without("CHARACTER", 3)._without("COLLATE", 2)
-        return edited if keep_default else edited.without_default()
+        return edited
 
     def with_null(self, null: bool) -> ColumnText:
         """Return the definition with NULL or NOT NULL, and with no ``DEFAULT NULL`` beside the latter.
