@@ -15,7 +15,9 @@ AADAPError
         ├── MigrationFailedError    a migration failed; ``result`` says what stands
         ├── MigrationLockError      another process migrates and did not finish in time
         ├── SchemaConflictError     the live schema is neither what was asked nor half of it
-        └── UnsafeOperationError    the operation would lose or invent data; nothing ran
+        ├── UnsafeOperationError    the operation would lose or invent data; nothing ran
+        ├── StatementRefusedError   a statement cannot be understood, or not undone; it was not sent
+        └── MigrationUndoError      something stands in the way of undoing a batch; it stays open
 """
 
 from __future__ import annotations
@@ -181,3 +183,18 @@ class UnsafeOperationError(MigrationError):
     """The operation would lose or invent data; nothing ran."""
 
     error_code = "MIG006"
+
+
+class StatementRefusedError(MigrationError):
+    """A statement cannot be understood, or cannot be undone; it was not sent."""
+
+    error_code = "MIG007"
+    default_hint = "set `atomic = False` in the migration's file: it then runs outside the batch, without undo"
+
+
+class MigrationUndoError(MigrationError):
+    """Something stands in the way of undoing a batch; it stays open, and nothing is lost."""
+
+    severity = ErrorSeverity.CRITICAL
+    error_code = "MIG008"
+    default_hint = "remove what stands in the way, then run `python -m api.db.migrations recover`"

@@ -105,10 +105,10 @@ class Server:
 
     def _end_connections(self, name: str) -> None:
         # On MySQL and MariaDB a transaction left open holds a metadata lock that DROP DATABASE waits for.
-        for number, _user, _host, database, *_ in self.execute("SHOW PROCESSLIST"):
-            if database == name:
-                with suppress(pymysql.err.OperationalError):
-                    self.execute(f"KILL {number}")
+        # Not SHOW PROCESSLIST: it cuts the statements after 100 bytes, also in the middle of a character.
+        for (number,) in self.execute(f"SELECT id FROM information_schema.processlist WHERE db = '{name}'"):
+            with suppress(pymysql.err.OperationalError):
+                self.execute(f"KILL {number}")
 
 
 class MySQLServer(Server):
