@@ -1,7 +1,7 @@
-"""One migrator at a time: the engine's own lock, held by the connection that runs the statements.
+"""One migrator at a time: the lease says who, and the engine's own lock, on the connection that migrates, is the fence.
 
 A killed migrator needs no human: PostgreSQL frees the lock with the transaction, MySQL and MariaDB with the
-session (and not before an orphaned statement has ended), SQLite with the file lock. The lock is polled, never
+session (and not before an orphaned statement has ended), SQLite with the file. The lock is polled, never
 awaited inside the server: a blocking wait on PostgreSQL deadlocks with CREATE INDEX CONCURRENTLY.
 """
 
@@ -9,157 +9,387 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
+import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import IO
+from typing import Any, TypeVar
 
 import peewee
 import structlog
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 
-from api.db.dialects.categories import Category
+from api.db import lease
+from api.db.dialects.categories import TRAITS, Category
 from api.db.dialects.engine import Engine
 from api.db.dialects.errors import classify
-from api.exceptions import MigrationLockError
+from api.db.lease import Heartbeat, Holder, Lease, Run
+from api.exceptions import MigrationError, MigrationLockError
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
 POLL_S = 0.1
 SAY_EVERY_S = 5.0
 KEY = "plinth:migrate"
+NUMBER = int.from_bytes(hashlib.sha256(KEY.encode()).digest()[:8], signed=True)
+"""The lock's key as the signed 64-bit number that PostgreSQL wants; it is local to a database there."""
 
 
 @contextmanager
-def exclusive_transaction(database: peewee.Database, engine: Engine, timeout_s: float) -> Iterator[None]:
-    """Hold the migration lock, inside one transaction where the engine can undo DDL.
+def migrating(
+    database: peewee.Database, engine: Engine, timeout_s: float, total: int, transactional: bool
+) -> Iterator[Lease]:
+    """Hold the migration lock for a batch of *total* migrations, or for a part of it.
 
-    PostgreSQL: a transaction-level advisory lock, right behind PgBouncer too. SQLite: ``BEGIN IMMEDIATE``.
-    MySQL and MariaDB: ``GET_LOCK`` and no transaction, since every DDL statement would commit it.
-    Raises ``MigrationLockError`` after *timeout_s* seconds.
+    *transactional* opens one transaction around the block where the engine can undo DDL: PostgreSQL (always READ
+    COMMITTED: who waited must see what the other did) and SQLite (``BEGIN IMMEDIATE``). Without it, and on MySQL and
+    MariaDB always, the block runs outside. Raises ``MigrationLockError`` when somebody else migrates for *timeout_s*
+    seconds, and when the lock turns out at the end to have been lost.
     """
-    if engine == "postgres":
-        with database.atomic():
-            _poll(lambda: _ask(database, "SELECT pg_try_advisory_xact_lock(%s)", _number()), timeout_s)
-            yield
-    elif engine == "sqlite":
-        transaction = database.atomic("IMMEDIATE")
-        busy_timeout_ms = database.pragma("busy_timeout")
-        database.pragma("busy_timeout", round(POLL_S * 1000))
+    waiting = _Waiting(timeout_s)
+    mine = lease.this_process(total)
+    if engine == "sqlite":
+        held = _on_sqlite(database, waiting, mine, transactional)
+    elif engine != "postgres":
+        held = _on_mysql(database, waiting, mine)
+    elif transactional:
+        held = _on_postgres(database, waiting, mine)
+    else:
+        held = _beside_postgres(database, waiting, mine)
+    with held as got:
+        yield got
+        if not got.holds():
+            raise MigrationLockError(
+                "the migration lock was lost while the migration ran; another process may have migrated as well",
+                hint="look at what both did: `history` names the hosts; then run `status`",
+            )
+
+
+def refuse_read_only(database: peewee.Database, engine: Engine) -> None:
+    """Raise ``MigrationError`` when the server, the session or the file takes no writes: one query, changes nothing.
+
+    A replica is refused to an administrator too, whom MySQL would let write there.
+    """
+    reason = {"sqlite": _sqlite_is_read_only, "postgres": _postgres_is_read_only}.get(engine, _mysql_is_read_only)(
+        database
+    )
+    if reason:
+        raise MigrationError(
+            f"nothing ran: the database is read-only ({reason})", hint=TRAITS[Category.READ_ONLY_SERVER].remedy
+        )
+
+
+def _postgres_is_read_only(database: peewee.Database) -> str | None:
+    standby, read_only = database.execute_sql(
+        "SELECT pg_is_in_recovery(), current_setting('transaction_read_only')"
+    ).fetchone()
+    return "it is a standby" if standby else "transaction_read_only is on" if read_only == "on" else None
+
+
+def _mysql_is_read_only(database: peewee.Database) -> str | None:
+    # Not @@name: MariaDB knows no super_read_only (error 1193), and has more than ON and OFF for read_only since 11.8.
+    sql = (
+        "SHOW VARIABLES WHERE Variable_name IN "
+        "('super_read_only', 'read_only', 'innodb_read_only', 'transaction_read_only', 'tx_read_only')"
+    )
+    on = [name for name, value in database.execute_sql(sql).fetchall() if value.upper() not in ("OFF", "0")]
+    return f"{', '.join(sorted(on))} is on" if on else None
+
+
+def _sqlite_is_read_only(database: peewee.Database) -> str | None:
+    if database.pragma("query_only"):
+        return "PRAGMA query_only is on"
+    busy_timeout_ms = database.pragma("busy_timeout")
+    database.pragma("busy_timeout", 0)
+    try:
+        # BEGIN IMMEDIATE succeeds on a file that may only be read (SQLite 3.40); a write does not.
+        database.execute_sql("BEGIN")
         try:
-            _poll(lambda: _begin(transaction), timeout_s)
+            database.pragma("user_version", database.pragma("user_version"))
         finally:
-            database.pragma("busy_timeout", busy_timeout_ms)
-        try:
-            yield
-        except BaseException as exc:
-            transaction.__exit__(type(exc), exc, exc.__traceback__)
-            raise
-        else:
-            transaction.__exit__(None, None, None)
-    else:
-        with _named_lock(database, timeout_s):
-            yield
+            database.execute_sql("ROLLBACK")
+    except peewee.OperationalError as exc:
+        found = classify(exc, "sqlite")
+        return found.server_message if found.category is Category.READ_ONLY_SERVER else None
+    finally:
+        database.pragma("busy_timeout", busy_timeout_ms)
+    return None
+
+
+# Waiting -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """The patience for one lock: how long in all, and when it was last said whom we wait for."""
+
+    timeout_s: float
+    started: float = field(default_factory=time.monotonic)
+    said_s: float = -SAY_EVERY_S
+
+    def until(
+        self, acquire: Callable[[], T | None], look: Callable[[], Holder | None], lock: str = "the migration lock"
+    ) -> T:
+        """Call *acquire* until it returns something; tell every few seconds, and at the end, whom *look* sees."""
+        while (got := acquire()) is None:
+            waited_s = time.monotonic() - self.started
+            if waited_s >= self.timeout_s:
+                raise MigrationLockError(
+                    f"{look() or 'another process'} held {lock} for {waited_s:.0f} s; nothing more ran here"
+                )
+            if waited_s - self.said_s >= SAY_EVERY_S:
+                self.said_s = waited_s
+                holder = look()
+                facts = {f"holder_{name}": value for name, value in _facts(holder).items()} if holder else {}
+                log.warning(
+                    "waiting for another process to finish migrating",
+                    holder=str(holder) if holder else None,
+                    waited_s=round(waited_s, 1),
+                    **facts,
+                )
+            time.sleep(POLL_S)
+        return got
+
+
+def _facts(holder: Holder) -> dict[str, Any]:
+    return asdict(holder) | {"since": holder.since.isoformat(timespec="seconds")}
+
+
+# PostgreSQL ----------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def exclusive_session(database: peewee.Database, engine: Engine, timeout_s: float) -> Iterator[None]:
-    """Hold the migration lock outside any transaction, for a migration with ``atomic = False``.
+def _on_postgres(database: peewee.Database, waiting: _Waiting, mine: Holder) -> Iterator[Lease]:
+    run = database.execute_sql
+    with _fenced(run, run, lambda: database.atomic("READ COMMITTED"), waiting, mine) as token:
+        # The transaction is the fence: without it nothing can be committed.
+        yield Lease(mine, lambda holder: lease.tell_by_name(run, holder), lambda: True, token)
 
-    The same lock as ``exclusive_transaction``, held by the session; on SQLite, which has none, a lock on a file beside
-    the database's. Raises ``MigrationLockError`` after *timeout_s* seconds.
+
+@contextmanager
+def _beside_postgres(database: peewee.Database, waiting: _Waiting, mine: Holder) -> Iterator[Lease]:
+    """Hold the lock in an idle transaction of a second connection: a session's lock excludes nobody behind PgBouncer.
+
+    It is READ COMMITTED and so keeps no snapshot: CREATE INDEX CONCURRENTLY would wait for one for ever.
     """
-    if engine == "postgres":
-        with _session_lock(database, timeout_s):
-            yield
-    elif engine == "sqlite":
-        with _locked_file(database, timeout_s):
-            yield
-    else:
-        with _named_lock(database, timeout_s):
-            yield
+    with peewee.__exception_wrapper__:
+        connection = lease.dial(database)
+    with closing(connection):
+        run = lease.sender(connection)
+        with _fenced(database.execute_sql, run, lambda: _transaction(run), waiting, mine) as token:
+            try:
+                yield Lease(mine, lambda holder: lease.tell_by_name(run, holder), lambda: _answers(run), token)
+            finally:
+                _end_transaction(database)
 
 
 @contextmanager
-def _session_lock(database: peewee.Database, timeout_s: float) -> Iterator[None]:
-    _poll(lambda: _ask(database, "SELECT pg_try_advisory_lock(%s)", _number()), timeout_s)
+def _fenced(
+    run: Run, fence_run: Run, begin: Callable[[], AbstractContextManager[object]], waiting: _Waiting, mine: Holder
+) -> Iterator[int]:
+    lease.create_tables(run, "postgres")
+    token = 0
+    try:
+        with ExitStack() as held:
+
+            def acquire() -> int | None:
+                nonlocal token
+                announced = lease.announce(run, mine, NUMBER)
+                if announced is None:
+                    return None
+                token = announced
+                with ExitStack() as attempt:
+                    attempt.enter_context(begin())
+                    if not lease.fence(fence_run, token, NUMBER):
+                        return None
+                    held.enter_context(attempt.pop_all())
+                return token
+
+            yield waiting.until(acquire, lambda: lease.read_by_lock(run, NUMBER))
+    finally:
+        lease.clear(fence_run, token)
+
+
+@contextmanager
+def _transaction(run: Run) -> Iterator[None]:
+    run("BEGIN ISOLATION LEVEL READ COMMITTED")
     try:
         yield
     finally:
-        # A BEGIN of the migration's own may still be open, or have failed.
-        if not database.is_closed() and database.connection().get_transaction_status() != TRANSACTION_STATUS_IDLE:
-            with suppress(peewee.PeeweeException):
-                database.rollback()
-        _release(database, "SELECT pg_advisory_unlock(%s)", _number())
+        # Whatever became of the block, this transaction only held a lock. A lost connection has ended it.
+        with suppress(peewee.PeeweeException):
+            run("ROLLBACK")
 
 
-@contextmanager
-def _locked_file(database: peewee.Database, timeout_s: float) -> Iterator[None]:
-    if database.database == ":memory:":
-        yield
-        return
-    with Path(f"{database.database}-migrate").open("w") as file:
-        _poll(lambda: _lock(file), timeout_s)
-        yield
+def _end_transaction(database: peewee.Database) -> None:
+    # A BEGIN of the migration's own may still be open, or have failed.
+    if not database.is_closed() and database.connection().get_transaction_status() != TRANSACTION_STATUS_IDLE:
+        with suppress(peewee.PeeweeException):
+            database.rollback()
 
 
-def _lock(file: IO[str]) -> bool:
+def _answers(run: Run) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        run("SELECT 1")
+    except peewee.PeeweeException:
         return False
     return True
 
 
-def _number() -> int:
-    """Return the lock's key as the signed 64-bit number that PostgreSQL wants; it is local to a database there."""
-    return int.from_bytes(hashlib.sha256(KEY.encode()).digest()[:8], signed=True)
+# MySQL and MariaDB ---------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _named_lock(database: peewee.Database, timeout_s: float) -> Iterator[None]:
+def _on_mysql(database: peewee.Database, waiting: _Waiting, mine: Holder) -> Iterator[Lease]:
+    run = database.execute_sql
     # GET_LOCK names are server-wide and 64 characters at most (MySQL error 4163): the database's name goes in hashed.
     name = "plinth:" + hashlib.sha256(str(database.database).lower().encode()).hexdigest()[:32]
-    _poll(lambda: _ask(database, "SELECT GET_LOCK(%s, 0)", name), timeout_s)
+    cluster = dict(run("SHOW VARIABLES LIKE 'wsrep_on'").fetchall()).get("wsrep_on") == "ON"
+
+    def look() -> Holder | None:
+        if not lease.has_row(run, "mysql"):
+            return None
+        lease.end_frozen(run, name)
+        return lease.read_by_row(run)
+
+    with _in_step(run) if cluster else nullcontext():
+        token = waiting.until(lambda: _acquire(run, name, mine, cluster), look)
+        heartbeat = Heartbeat(database, token)
+        got = Lease(mine, heartbeat.tell, lambda: _is_true(run, *got.condition), token, name)
+        try:
+            yield got
+        finally:
+            heartbeat.end()
+            lease.clear(run, token)
+            _release(run, name)
+
+
+@contextmanager
+def _in_step(run: Run) -> Iterator[None]:
+    """Let each statement wait until this node of a Galera cluster has applied what the others have committed."""
+    (before,) = run("SELECT @@SESSION.wsrep_sync_wait").fetchone()
+    run("SET SESSION wsrep_sync_wait = 15")
     try:
         yield
     finally:
-        _release(database, "SELECT RELEASE_LOCK(%s)", name)
+        with suppress(peewee.PeeweeException):
+            run("SET SESSION wsrep_sync_wait = %s", (before,))
 
 
-def _ask(database: peewee.Database, sql: str, key: int | str) -> bool:
-    return bool(database.execute_sql(sql, (key,)).fetchone()[0])
-
-
-def _release(database: peewee.Database, sql: str, key: int | str) -> None:
+def _acquire(run: Run, name: str, mine: Holder, cluster: bool) -> int | None:
+    if run("SELECT GET_LOCK(%s, 0)", (name,)).fetchone()[0] != 1:
+        return None
+    token = None
     try:
-        database.execute_sql(sql, (key,))
+        lease.create_tables(run, "mysql")
+        token = lease.take(run, mine, cluster=cluster)
+    finally:
+        if token is None:
+            _release(run, name)
+    return token
+
+
+def _is_true(run: Run, condition: str, parameters: tuple[object, ...]) -> bool:
+    try:
+        return bool(run(f"SELECT {condition}", parameters).fetchone()[0])
+    except peewee.PeeweeException:
+        return False
+
+
+def _release(run: Run, name: str) -> None:
+    try:
+        run("SELECT RELEASE_LOCK(%s)", (name,))
     except peewee.PeeweeException as exc:
         # The session is gone, and the lock with it: nothing to do, and the first error is the one to show.
         log.debug("migration lock ended with its connection", reason=str(exc))
 
 
-def _begin(transaction: peewee._atomic) -> bool:
+# SQLite --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _on_sqlite(database: peewee.Database, waiting: _Waiting, mine: Holder, transactional: bool) -> Iterator[Lease]:
+    _, _, path = database.execute_sql("PRAGMA database_list").fetchone()
+    with ExitStack() as held:
+        got = Lease(mine, lambda holder: None, lambda: True)
+        if path:
+            file = held.enter_context(_locked_file(f"{path}-migrate", waiting))
+            got.tell = lambda holder: _write_holder(file, holder)
+            got.tell(mine)
+        if transactional:
+            held.enter_context(_immediate(database, waiting))
+        yield got
+
+
+@contextmanager
+def _locked_file(path: str, waiting: _Waiting) -> Iterator[int]:
+    """Lock the file at *path*, made for it and removed afterwards; yields its descriptor."""
     try:
-        transaction.__enter__()
+        file = waiting.until(lambda: _lock(path), lambda: _read_holder(path))
+    except OSError as exc:
+        raise MigrationError(
+            f"cannot lock {path!r} beside the database: {exc.strerror}", hint="let this user write in its folder"
+        ) from exc
+    try:
+        yield file
+    finally:
+        # Removed while it is locked: who has opened it meanwhile sees that, and opens the next one.
+        with suppress(OSError):
+            os.unlink(path)
+        os.close(file)
+
+
+def _lock(path: str) -> int | None:
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(file), os.stat(path)):
+            return file
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except BaseException:
+        os.close(file)
+        raise
+    os.close(file)
+    return None
+
+
+def _write_holder(file: int, holder: Holder) -> None:
+    os.pwrite(file, json.dumps(_facts(holder)).encode() + b"\n", 0)
+
+
+def _read_holder(path: str) -> Holder | None:
+    # What an earlier, longer line left stands after the end of the first one.
+    try:
+        facts = json.loads(Path(path).read_bytes().partition(b"\n")[0])
+        return Holder(**facts | {"since": datetime.fromisoformat(facts["since"])})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not written yet, or being written
+
+
+@contextmanager
+def _immediate(database: peewee.Database, waiting: _Waiting) -> Iterator[None]:
+    busy_timeout_ms = database.pragma("busy_timeout")
+    database.pragma("busy_timeout", round(POLL_S * 1000))
+    try:
+        transaction = waiting.until(lambda: _begin(database), lambda: None, "the file's write lock")
+    finally:
+        database.pragma("busy_timeout", busy_timeout_ms)
+    with transaction:
+        yield
+
+
+def _begin(database: peewee.Database) -> AbstractContextManager[object] | None:
+    begun = ExitStack()
+    try:
+        begun.enter_context(database.atomic("IMMEDIATE"))
     except peewee.OperationalError as exc:
         if classify(exc, "sqlite").category is Category.LOCK_TIMEOUT:
-            return False
+            return None
         raise
-    return True
-
-
-def _poll(acquire: Callable[[], bool], timeout_s: float) -> None:
-    started = time.monotonic()
-    said = -SAY_EVERY_S
-    while not acquire():
-        waited_s = time.monotonic() - started
-        if waited_s >= timeout_s:
-            raise MigrationLockError(
-                f"another process held the migration lock for {waited_s:.0f} s; nothing more ran here"
-            )
-        if waited_s - said >= SAY_EVERY_S:
-            said = waited_s
-            log.warning("waiting for another process to finish migrating", waited_s=round(waited_s, 1))
-        time.sleep(POLL_S)
+    return begun
