@@ -54,6 +54,7 @@ class Settings(BaseSettings):
     migration_directory: Path = Field(default=ROOT / "api/db/versions", examples=["api/db/versions"])
     migration_lock_timeout_s: float = Field(default=600.0, gt=0, allow_inf_nan=False, examples=["600"])
     migration_statement_lock_timeout_s: float = Field(default=30.0, gt=0, allow_inf_nan=False, examples=["30"])
+    migration_undo_rows: int = Field(default=10_000, ge=0, examples=["10000"])
     db_pool_max: int = Field(default=20, ge=1, examples=["20"])
     db_pool_timeout_s: float = Field(default=10.0, gt=0, allow_inf_nan=False, examples=["10"])
     db_connect_timeout_s: int = Field(default=5, ge=1, examples=["5"])

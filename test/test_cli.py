@@ -128,7 +128,7 @@ def test_down_asks_unless_told_yes(run: Run) -> None:
     assert run("status").code == 3
 
 
-def test_a_failed_migration_tells_file_statement_state_and_remedy(run: Run, backend: Backend, versions: Path) -> None:
+def test_a_failed_migration_tells_file_statement_state_and_remedy(run: Run, versions: Path) -> None:
     """Which file and line, which statement, what the server said, what stands, what to do; exit 1."""
     (versions / "0002_b.py").write_text(BAD)
 
@@ -140,11 +140,9 @@ def test_a_failed_migration_tells_file_statement_state_and_remedy(run: Run, back
     assert re.search(r"file +\S+0002_b\.py, line 4$", text, re.MULTILINE)
     assert re.search(r"statement +INSERT INTO gone VALUES", text)
     assert re.search(r"what to do  correct the table's name", text)
-    state = "rolled back" if backend.engine in ("sqlite", "postgres") else f"NOT rolled back: {backend.engine} commits"
-    assert state in text
+    assert re.search(r"state +rolled back.*: schema and data are as before", text)
 
 
-@pytest.mark.engines("sqlite", "postgres")
 def test_a_failed_batch_as_json(run: Run, versions: Path, backend: Backend) -> None:
     """``failed`` carries name and error, ``rolled_back`` and ``pending`` the names; the schema is as before."""
     (versions / "0002_b.py").write_text(BAD)
@@ -156,7 +154,7 @@ def test_a_failed_batch_as_json(run: Run, versions: Path, backend: Backend) -> N
     assert document["applied"] == []
     assert document["rolled_back"] == ["0001_a"]
     assert document["pending"] == ["0001_a", "0002_b"]
-    assert set(backend.database().get_tables()) == {"migration_history", "migration_attempt"}
+    assert [table for table in backend.database().get_tables() if not table.startswith("migration_")] == []
 
 
 @pytest.mark.engines("sqlite")
@@ -208,7 +206,7 @@ def test_a_read_only_server_is_told_once(run: Run, db: peewee.Database) -> None:
     """Exit 1, the category's remedy, nothing applied."""
     db.execute_sql(f'ALTER DATABASE "{db.database}" SET default_transaction_read_only = on')
 
-    _only(run("up"), 1, "25006", "read-only", "what to do")
+    _only(run("up"), 1, "nothing ran: the database is read-only (transaction_read_only is on)", "what to do")
 
 
 @pytest.mark.engines("sqlite")

@@ -245,6 +245,22 @@ def down(context: Context, target: str | None, yes: bool) -> None:
 
 
 @cli.command()
+@click.pass_obj
+def recover(context: Context) -> None:
+    """Undo or finish what an interrupted run left, now. `up` does it too, before anything else."""
+    with context.connected():
+        recovered = migrations.recover(database=context.database, options=_options(context, lambda name: None))
+
+    def table() -> None:
+        for each in recovered:
+            click.echo(f"the interrupted {each.direction} was {each.action}: {each.statements} journal entries")
+        if not recovered:
+            click.echo("nothing to recover: no batch was interrupted")
+
+    context.show(report.recovered_document(recovered), table)
+
+
+@cli.command()
 @click.argument("words", nargs=-1, required=True)
 @click.pass_obj
 def create(context: Context, words: Sequence[str]) -> None:
@@ -263,7 +279,12 @@ def main() -> int:
 
 def _options(context: Context, on_start: Callable[[str], None]) -> Options:
     settings = context.settings
-    return Options(settings.migration_lock_timeout_s, settings.migration_statement_lock_timeout_s, on_start)
+    return Options(
+        settings.migration_lock_timeout_s,
+        settings.migration_statement_lock_timeout_s,
+        settings.migration_undo_rows,
+        on_start,
+    )
 
 
 class _Progress:
@@ -344,7 +365,7 @@ def _error_document(error: AADAPError) -> dict[str, Any]:
 def _error_lines(ctx: click.Context, error: AADAPError) -> list[str]:
     rows: list[report.Row] = [("what to do", error.hint)] if error.hint else []
     if isinstance(error, MigrationFailedError):
-        rows = report.failure_rows(error, ctx.obj.engine)
+        rows = report.failure_rows(error)
     width = max((len(label) for label, _ in rows), default=0)
     return [
         f"error {error.error_code}: {error.message}",

@@ -60,6 +60,10 @@ HISTORY = peewee.Table("migration_history", [field.name for field in fields(Hist
 ATTEMPT = peewee.Table("migration_attempt", ["id", *(field.name for field in fields(Attempt))])
 
 
+STATES_AND_BATCHES = """
+SELECT migration_name, status, 0 FROM migration_history UNION ALL SELECT batch, state, 1 FROM migration_batch"""
+
+
 def utc_now() -> dt.datetime:
     """Return the time now in UTC, without an offset: as the tables keep it."""
     return dt.datetime.now(dt.UTC).replace(tzinfo=None, microsecond=0)
@@ -141,6 +145,19 @@ def read_states(database: peewee.Database) -> dict[str, str] | None:
         if classify(exc, engine_of(database)).category is Category.MISSING_TABLE:
             return None
         raise
+
+
+def look(database: peewee.Database) -> tuple[dict[str, str], bool]:
+    """Return the states, and whether an interrupted batch has to be undone or finished first; by one query."""
+    if not isinstance(database, peewee.MySQLDatabase):
+        return read_states(database) or {}, False
+    try:
+        rows = database.execute_sql(STATES_AND_BATCHES).fetchall()
+    except peewee.DatabaseError as exc:
+        if classify(exc, engine_of(database)).category is Category.MISSING_TABLE:
+            return read_states(database) or {}, False  # a release before the journal made the history
+        raise
+    return {name: status for name, status, is_batch in rows if not is_batch}, any(row[2] for row in rows)
 
 
 def done_in(states: dict[str, str]) -> set[str]:

@@ -24,6 +24,7 @@ from api.db.connection import DB, get_db_connection
 from api.db.dialects import capabilities, equivalence, errors, validation
 from api.db.dialects.engine import Engine, engine_of, server_version, unwrap, version_text
 from api.db.files import Function, Migration, MigrationFile
+from api.db.journal.undo import Recovered
 from api.db.migrators import DatabaseMigrator as DatabaseMigrator
 from api.db.migrators import migrator_for
 from api.db.results import BatchResult, batch_error
@@ -233,12 +234,16 @@ def migrate_db(
     """Apply what is pending in *directory*, or of the list *migrations*, to *database*: all of it or nothing.
 
     With nothing pending it runs one query and opens no file. *target* is the last migration to apply. Raises
-    ``MigrationFileError`` before anything runs, ``MigrationLockError``, and ``MigrationFailedError``, whose *result*
-    says what stands. On MySQL and MariaDB the statements that ran before a failure stay: DDL commits by itself there.
+    ``MigrationFileError`` before anything runs, ``MigrationLockError``, ``MigrationUndoError`` when an interrupted
+    batch cannot be undone first, and ``MigrationFailedError``, whose *result* says what stands.
     """
     db = unwrap(database or DB)
     with connected(db):
-        done = history.done_in(history.read_states(db) or {})
+        states, interrupted = history.look(db)
+        if interrupted:
+            batch.recover(db, migrator_for(db), options or Options())
+            states, _ = history.look(db)
+        done = history.done_in(states)
         if migrations is None and target is None and files.hold_exactly(_folder(directory), done):
             return BatchResult(batch="")
         source = files.from_functions(migrations) if migrations is not None else _files(directory)
@@ -272,6 +277,8 @@ def revert(
     """
     db = unwrap(database or DB)
     with connected(db):
+        if history.look(db)[1]:
+            batch.recover(db, migrator_for(db), options or Options())
         names = revertible(target, database=db)
         loaded = files.load_named(_files(directory), names)
         without = [migration.name for migration in loaded if migration.down is None]
@@ -281,6 +288,18 @@ def revert(
         if result.failure:
             raise batch_error(result, engine_of(db))
         return result
+
+
+def recover(*, database: Any = None, options: Options | None = None) -> list[Recovered]:
+    """Undo or finish what an interrupted run left, without migrating; empty when there was nothing.
+
+    Raises ``MigrationUndoError`` when something stands in the way: the batch stays open and nothing is lost.
+    """
+    db = unwrap(database or DB)
+    with connected(db):
+        if not history.look(db)[1]:
+            return []
+        return batch.recover(db, migrator_for(db), options or Options())
 
 
 def revertible(target: str | None = None, *, database: Any = None) -> list[str]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from api.db.batch import TRANSACTIONAL
-from api.db.dialects.engine import Engine
 from api.db.files import Migration, line_in
 from api.db.history import Attempt
+from api.db.journal.undo import Recovered
 from api.db.results import BatchResult, Ran
 from api.db.status import MigrationState
 from api.exceptions import AADAPError, MigrationFailedError
@@ -91,6 +91,11 @@ def plan_document(parts: Sequence[Sequence[Migration]]) -> dict[str, Any]:
     }
 
 
+def recovered_document(recovered: Sequence[Recovered]) -> dict[str, Any]:
+    """Return ``{"recovered": [{"batch", "direction", "action", "statements"}]}``; *action*: undone or finished."""
+    return {"recovered": [asdict(each) for each in recovered]}
+
+
 def applied_rows(result: BatchResult) -> list[Row]:
     """Return ``(migration, status, milliseconds, reason)`` for each that stands."""
     return [(ran.name, ran.status, str(ran.duration_ms), ran.reason or "") for ran in result.applied]
@@ -129,7 +134,7 @@ def plan_rows(parts: Sequence[Sequence[Migration]]) -> list[Row]:
     ]
 
 
-def failure_rows(error: MigrationFailedError, engine: Engine) -> list[Row]:
+def failure_rows(error: MigrationFailedError) -> list[Row]:
     """Return ``(label, text)``: where it failed, what stands now, what to do."""
     result: BatchResult = error.result
     failure = result.failure
@@ -137,26 +142,22 @@ def failure_rows(error: MigrationFailedError, engine: Engine) -> list[Row]:
     rows = [("file", _where(failure.migration.path, failure.cause))] if failure.migration.path else []
     if failure.statement:
         rows.append(("statement", shortened(failure.statement)))
-    rows.append(("state", state_text(result, engine)))
+    rows.append(("state", state_text(result)))
     return [*rows, ("what to do", error.hint)]
 
 
-def state_text(result: BatchResult, engine: Engine) -> str:
-    """Say what stands after a failure, without pretending: MySQL and MariaDB cannot take a DDL statement back."""
+def state_text(result: BatchResult) -> str:
+    """Say what stands after a failure, without pretending."""
     stands = f"{len(result.applied)} applied before it stand; " if result.applied else ""
     failure = result.failure
     if failure is not None and failure.stands:
         return f"{stands}NOT rolled back: {failure.migration.name} committed by itself; what it did before that stands"
     if failure is not None and not failure.migration.atomic:
-        return f"{stands}{failure.migration.name} has `atomic = False`: what it did before it failed stays"
-    if engine in TRANSACTIONAL:
-        undone = f", {len(result.rolled_back)} with it" if result.rolled_back else ""
-        return f"{stands}rolled back{undone}: schema and data are as before"
-    again = "at the next try the alter_db_… operations look first and complete it, raw SQL of yours is sent again"
-    return (
-        f"{stands}NOT rolled back: {engine} commits each DDL statement by itself, so what this migration did before it "
-        f"failed stays; {again}"
-    )
+        return f"{stands}{failure.migration.name} has `atomic = False`: what it did stays, and is not sent again"
+    if failure is not None and failure.stuck is not None:
+        return f"{stands}NOT undone yet: {failure.stuck.message}; the next `up` tries again before anything else"
+    undone = f", {len(result.rolled_back)} with it" if result.rolled_back else ""
+    return f"{stands}rolled back{undone}: schema and data are as before"
 
 
 def shortened(statement: str) -> str:

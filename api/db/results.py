@@ -29,7 +29,8 @@ class Failure:
     """Where a batch stopped: *statement* is the one that failed, the migration's *number*-th that changes something.
 
     *statement* is ``None`` when Python failed, after *number* statements. *at_commit* means that every migration had
-    ended by then. *stands* means that the migration itself committed what it had done so far.
+    ended by then. *stands* means that the migration itself committed what it had done so far. *stuck* is why the batch
+    is not undone yet.
     """
 
     migration: Migration
@@ -39,6 +40,7 @@ class Failure:
     duration_ms: int
     at_commit: bool = False
     stands: bool = False
+    stuck: AADAPError | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,7 @@ def bounded(database: peewee.Database, engine: Engine, timeout_s: float, transac
     Yields the mark of the transaction, ``None`` where there is none.
     """
     if engine in ("mysql", "mariadb"):
-        with _strict_session(database, timeout_s):
+        with _strict_session(database, engine, timeout_s):
             yield None
         return
     if not transactional:
@@ -95,15 +95,17 @@ def bounded(database: peewee.Database, engine: Engine, timeout_s: float, transac
 
 
 @contextmanager
-def _strict_session(database: peewee.Database, timeout_s: float) -> Iterator[None]:
-    # A server whose sql_mode is not strict cuts what does not fit, and turns NULL into '' or 0, without a word.
-    names = ("sql_mode", "lock_wait_timeout", "innodb_lock_wait_timeout")
+def _strict_session(database: peewee.Database, engine: Engine, timeout_s: float) -> Iterator[None]:
+    # A server whose sql_mode is not strict cuts what does not fit, and turns NULL into '' or 0, without a word. At a
+    # weaker isolation other sessions' rows slip in between the journal's look at the rows and the statement.
+    isolation = "transaction_isolation" if engine == "mysql" else "tx_isolation"
+    names = ("sql_mode", "lock_wait_timeout", "innodb_lock_wait_timeout", "sql_quote_show_create", isolation)
     before = database.execute_sql("SELECT " + ", ".join(f"@@SESSION.{name}" for name in names)).fetchone()
     seconds = max(1, round(timeout_s))
     modes = [mode for mode in before[0].split(",") if mode and mode not in FOREIGN_MODES]
     strict = ",".join(dict.fromkeys(["STRICT_ALL_TABLES", *modes]))
     assign = "SET SESSION " + ", ".join(f"{name} = %s" for name in names)
-    database.execute_sql(assign, (strict, seconds, seconds))
+    database.execute_sql(assign, (strict, seconds, seconds, 1, "REPEATABLE-READ"))
     try:
         yield
     finally:
@@ -183,6 +185,13 @@ def watch(database: peewee.Database) -> Iterator[Statements]:
         yield statements
     finally:
         database.query_hooks.remove(statements)
+
+
+def hang_up(database: peewee.Database) -> None:
+    """Close this thread's connection, lost as it may be, whatever transaction peewee believes to be open."""
+    while database.transaction_depth():
+        database.pop_transaction()
+    database.close()
 
 
 def ms_since(started: float) -> int:

@@ -88,6 +88,7 @@ def _migrate(settings: Settings) -> None:
             options=Options(
                 lock_timeout_s=settings.migration_lock_timeout_s,
                 statement_lock_timeout_s=settings.migration_statement_lock_timeout_s,
+                undo_rows=settings.migration_undo_rows,
             ),
         )
     validate_all(MODELS)

@@ -1,0 +1,357 @@
+"""See each statement before the server does, on the driver's own connection, and journal what it changes.
+
+The hook sits on PyMySQL's ``Connection.query``, below every path that a migration can take: peewee, playhouse, a
+cursor of its own. ``commit``, ``rollback`` and ``begin`` of the driver pass by: they change no schema.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import peewee
+import pymysql
+
+from api.db.dialects.engine import Engine
+from api.db.journal import graves, rows, snapshot, triggers
+from api.db.journal.definition import TableDefinition, parse
+from api.db.journal.link import Link, name
+from api.db.journal.reading import read
+from api.db.journal.statement import (
+    Action,
+    AlterTable,
+    ChangeView,
+    Clause,
+    CreateTable,
+    CreateTrigger,
+    Delete,
+    DropTables,
+    DropTrigger,
+    Free,
+    Insert,
+    RenameTables,
+    Statement,
+    TemporaryTable,
+    Update,
+)
+from api.db.journal.store import Entry, Store
+from api.db.journal.undo import undo_entry
+from api.exceptions import MigrationError, StatementRefusedError
+
+ATOMIC_FALSE = "set `atomic = False` in the migration's file: it then runs outside the batch, without undo"
+# Whether an UPDATE changes more than it says: by a trigger, or a column ON UPDATE CURRENT_TIMESTAMP.
+ASIDE = """
+SELECT EXISTS (SELECT 1 FROM information_schema.triggers WHERE event_object_schema = DATABASE()
+               AND event_object_table = %s AND event_manipulation = 'UPDATE')
+    OR EXISTS (SELECT 1 FROM information_schema.columns WHERE table_schema = DATABASE()
+               AND table_name = %s AND LOWER(extra) LIKE '%%on update%%')"""
+
+
+@dataclass(slots=True)
+class Born:
+    """What this batch made: the rows of such a table, and the values of such a column, go with it when it is undone."""
+
+    tables: set[str] = field(default_factory=set)
+    temporary: set[str] = field(default_factory=set)
+    columns: dict[str, set[str]] = field(default_factory=dict)
+
+    def rename(self, old: str, new: str) -> None:
+        """Follow a table that gets another name."""
+        if old in self.tables:
+            self.tables.remove(old)
+            self.tables.add(new)
+        if old in self.columns:
+            self.columns[new] = self.columns.pop(old)
+
+
+class Hook:
+    """Take each statement of one session, journal what it changes, and send it, or what does the same reversibly."""
+
+    def __init__(self, store: Store, engine: Engine, undo_rows: int) -> None:
+        self.store = store
+        self.link: Link = store.link
+        self.engine = engine
+        self.undo_rows = undo_rows
+        self.born = Born()
+        self._send: Callable[..., Any] = self.link.connection.query
+        self._schema = str(self.link.rows("SELECT DATABASE()")[0][0])
+
+    def query(self, sql: str | bytes, unbuffered: bool = False) -> Any:
+        """Stand in for the connection's ``query``. Raises ``StatementRefusedError`` for what cannot be undone."""
+        if self.link.own:
+            return self._send(sql, unbuffered)
+        text = sql.decode("utf8", "surrogateescape") if isinstance(sql, bytes) else sql
+        statement = read(text)
+        if statement.schemas - {self._schema}:
+            raise StatementRefusedError(
+                f"the statement changes another database, {sorted(statement.schemas)[0]!r}: it could not be undone",
+                hint="migrate that database by its own URL, or " + ATOMIC_FALSE,
+            )
+        if isinstance(statement, Free):
+            return self._send(sql, unbuffered)
+        self._journal(statement)
+        # What the cursor reads next is the answer to its own statement.
+        return self._last
+
+    _last: Any = None
+
+    def _run(self, sql: str) -> None:
+        self._last = self._send(sql)
+
+    def _journal(self, statement: Statement) -> None:
+        match statement:
+            case TemporaryTable():
+                self._run(statement.sql)
+                change = self.born.temporary.difference_update if statement.dropped else self.born.temporary.update
+                change(statement.tables)
+            case CreateTable():
+                self._create_table(statement)
+            case DropTables():
+                self._drop_tables(statement)
+            case RenameTables():
+                self._rename_tables(statement)
+            case AlterTable():
+                self._alter(statement)
+            case ChangeView():
+                self._write_ahead(statement, snapshot.definitions(self.link, statement.views))
+                self._run(statement.sql)
+            case CreateTrigger() | DropTrigger():
+                self._trigger(statement)
+            case Update() | Delete() | Insert():
+                self._rows(statement)
+
+    # Structure -------------------------------------------------------------------------------------------------
+
+    def _write_ahead(self, statement: Statement, before: dict[str, str | None], **facts: Any) -> Entry:
+        """Write the entry for *statement* and commit it, with whatever the migration left uncommitted."""
+        explained: dict[str, Any] = {"names": tuple(sorted(statement.names)), "whole": statement.whole}
+        if "number" not in facts:
+            facts["number"] = self.store.next_number()
+        entry = Entry(kind=facts.pop("kind", "tables"), statement=statement.sql, before=before, **explained | facts)
+        self.store.write(entry)
+        if self.link.in_transaction:
+            self.link.execute("COMMIT")
+        return entry
+
+    def _create_table(self, statement: CreateTable) -> None:
+        before = snapshot.definitions(self.link, [statement.table])
+        if before[statement.table] is None:
+            copied = bool({"like", "select"} & statement.names)
+            self._write_ahead(statement, before, whole=copied)
+        self._run(statement.sql)
+        if before[statement.table] is None:
+            self.born.tables.add(statement.table)
+
+    def _drop_tables(self, statement: DropTables) -> None:
+        named = [table for table in statement.tables if table not in self.born.temporary]
+        before = snapshot.definitions(self.link, named)
+        standing = {table: text for table, text in before.items() if text is not None and snapshot.is_table(text)}
+        missing = [table for table in named if table not in standing]
+        if missing and not statement.if_exists:
+            self._run("DROP TABLE " + ", ".join(name(table) for table in missing))
+        for table, text in standing.items():
+            self._refuse_other_engine(table, text)
+        number = self.store.next_number()
+        buried = {table: self.store.grave(number, f"t{at}") for at, table in enumerate(standing)}
+        graves.refuse_referred(self.link, buried)
+        if buried:
+            before = {**standing, **dict.fromkeys(buried.values())}
+            self._write_ahead(statement, before, number=number, tables=list(buried.items()), whole=True, buried=True)
+            self._run(graves.bury_tables(buried))
+            for grave in buried.values():
+                release = graves.release(self.link, grave, self.engine)
+                if release:
+                    self._run(release)
+        rest = [table for table in statement.tables if table in self.born.temporary]
+        self._run("DROP TEMPORARY TABLE " + ", ".join(name(table) for table in rest) if rest else "DO 0")
+
+    def _rename_tables(self, statement: RenameTables) -> None:
+        pairs = statement.pairs
+        touched = list(dict.fromkeys(table for pair in pairs for table in pair))
+        before = snapshot.definitions(self.link, touched)
+        self._refuse_swap(pairs, before)
+        for table, text in before.items():
+            self._refuse_other_engine(table, text)
+        if statement.if_exists:
+            pairs = tuple(pair for pair in pairs if before[pair[0]] is not None)
+        self._write_ahead(statement, before, tables=list(pairs))
+        self._run(statement.sql)
+        for old, new in pairs:
+            self.born.rename(old, new)
+
+    def _refuse_swap(self, pairs: tuple[tuple[str, str], ...], before: dict[str, str | None]) -> None:
+        standing = {table for table, text in before.items() if text is not None}
+        after = set(standing)
+        for old, new in pairs:
+            after = after - {old} | {new}
+        if after == standing:
+            raise StatementRefusedError(
+                "the statement swaps tables: after a crash nothing would tell whether it ran",
+                hint="rename them one statement after the other",
+            )
+
+    def _alter(self, statement: AlterTable) -> None:
+        if statement.table in self.born.temporary:
+            self._run(statement.sql)
+            return
+        before = snapshot.definitions(self.link, [statement.table])
+        definition = before[statement.table]
+        if definition is None or not snapshot.is_table(definition):
+            self._run(statement.sql)  # the server says what is wrong with it
+            return
+        self._refuse_other_engine(statement.table, definition)
+        table = parse(definition)
+        graves.refuse_lost(statement, table)
+        buried = graves.dropped_columns(statement, table)
+        changed = [clause for clause in statement.clauses if clause.action is Action.CHANGE_COLUMN]
+        lossy = [clause for clause in changed if graves.is_lossy(clause, table, self.engine)]
+        if buried:
+            self._bury_columns(statement, definition, [column.name for column in buried])
+        elif lossy:
+            self._keep_beside(statement, definition, table, lossy)
+        else:
+            self._alter_plainly(statement, before, table)
+
+    def _alter_plainly(self, statement: AlterTable, before: dict[str, str | None], table: TableDefinition) -> None:
+        columns = {new: old for old, new in statement.renamed_columns.items() if new.lower() != old.lower()}
+        new_table = statement.new_table
+        facts: dict[str, Any] = {"columns": {statement.table: columns}} if columns else {}
+        if new_table and new_table != statement.table:
+            before = before | snapshot.definitions(self.link, [new_table])
+            facts["tables"] = [(statement.table, new_table)]
+        self._write_ahead(statement, before, **facts)
+        self._run(statement.sql)
+        self._note_columns(statement, columns, table)
+        if new_table:
+            self.born.rename(statement.table, new_table)
+
+    def _note_columns(self, statement: AlterTable, columns: dict[str, str], table: TableDefinition) -> None:
+        born = self.born.columns.setdefault(statement.table, set())
+        born.update(new for new, old in columns.items() if old.lower() in born)
+        standing = {column.name.lower() for column in table.columns}
+        added = [c.name or "" for c in statement.clauses if c.action is Action.ADD_COLUMN]
+        born.update(column.lower() for column in added if column.lower() not in standing)
+
+    def _bury_columns(self, statement: AlterTable, definition: str, columns: list[str]) -> None:
+        number = self.store.next_number()
+        buried = {column: self.store.grave(number, f"c{at}") for at, column in enumerate(columns)}
+        burial = graves.bury_columns(self.link, self.engine, statement, definition, buried)
+        before: dict[str, str | None] = {statement.table: definition}
+        facts: dict[str, Any] = {"columns": {statement.table: burial.columns}, "number": number}
+        entry = self._write_ahead(statement, before, whole=True, buried=True, **facts)
+        self._run(burial.sql)
+        self.born.columns.get(statement.table, set()).difference_update(column.lower() for column in columns)
+        if burial.rest:
+            self._run_rest(burial.rest, entry)
+
+    def _run_rest(self, sql: str, entry: Entry) -> None:
+        """Send the rest of a statement; it fails as a whole, as the server would have it."""
+        try:
+            self._journal(read(sql))
+        except pymysql.err.MySQLError:
+            undo_entry(self.store, self.engine, entry)
+            raise
+
+    def _keep_beside(self, statement: AlterTable, definition: str, table: TableDefinition, lossy: list[Clause]) -> None:
+        if len(lossy) > 1 or statement.new_table:
+            raise StatementRefusedError(
+                f"{statement.table!r}: one statement changes several types that can lose values",
+                hint="change one column a statement",
+            )
+        number = self.store.next_number()
+        grave = self.store.grave(number, "c0")
+        add, change = graves.keep_beside(self.link, self.engine, statement, lossy[0], table, grave)
+        column = lossy[0].name or ""
+        columns = {new: old for old, new in statement.renamed_columns.items() if new.lower() != old.lower()}
+        facts: dict[str, Any] = {"columns": {statement.table: columns}, "kept": {column: grave}, "number": number}
+        entry = self._write_ahead(statement, {statement.table: definition}, buried=True, **facts)
+        try:
+            self._run(add)
+            self._run(change)
+        except pymysql.err.MySQLError:
+            undo_entry(self.store, self.engine, entry)
+            raise
+        self._note_columns(statement, columns, table)
+
+    def _trigger(self, statement: CreateTrigger | DropTrigger) -> None:
+        before = triggers.definition(self.link, statement.trigger)
+        if isinstance(statement, DropTrigger):
+            triggers.refuse_drop(self.link, statement.trigger)
+        self._write_ahead(statement, {statement.trigger: before}, kind="trigger")
+        self._run(statement.sql)
+
+    def _refuse_other_engine(self, table: str, definition: str | None) -> None:
+        if definition is None or not snapshot.is_table(definition):
+            return
+        engine = parse(definition).engine
+        if engine.lower() != "innodb":
+            raise StatementRefusedError(
+                f"table {table!r} is kept by {engine}, which undoes nothing after a crash",
+                hint="ALTER TABLE … ENGINE=InnoDB in a migration with `atomic = False`",
+            )
+
+    # Rows ------------------------------------------------------------------------------------------------------
+
+    def _rows(self, statement: Update | Delete | Insert) -> None:
+        if self._is_born(statement):
+            self._run(statement.sql)
+            return
+        link, own = self.link, not self.link.in_transaction
+        if own:
+            link.execute("BEGIN")
+        try:
+            scope = rows.scope_of(link, statement, self.undo_rows)
+            self._run(statement.sql)
+            answer = link.answer
+            changed = scope.changes(link, answer[1])
+            if changed:
+                number = self.store.next_number()
+                self.store.write(Entry(number, "rows", statement.sql))
+                self.store.write_rows(number, [change.to_json() for change in changed])
+        except BaseException:
+            if own:
+                link.execute("ROLLBACK")
+            raise
+        if own:
+            link.execute("COMMIT")
+        link.answer = answer
+
+    def _is_born(self, statement: Update | Delete | Insert) -> bool:
+        """Say whether all that *statement* changes goes with the undo of what this batch made."""
+        made = self.born.tables | self.born.temporary
+        if isinstance(statement, Insert):
+            return statement.table in made
+        if statement.target in made:
+            return True
+        if isinstance(statement, Delete) or statement.target is None:
+            return False
+        columns = {column.lower() for column in statement.columns}
+        born = self.born.columns.get(statement.target, set())
+        return columns <= born and not self.link.rows(ASIDE, (statement.target, statement.target))[0][0]
+
+
+@contextmanager
+def hooked(database: peewee.Database, hook: Hook) -> Iterator[None]:
+    """Let *hook* see what this thread's connection is sent during the block, and hold that connection.
+
+    Raises ``MigrationError`` in this thread when the migration opens another connection: lock and journal ended then.
+    """
+    thread, connect = threading.get_ident(), database.connect
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() == thread:
+            raise MigrationError(
+                "the migration's connection was closed, and with it went the lock and the journal",
+                hint="do not close or reconnect the database inside a migration",
+            )
+        return connect(*args, **kwargs)
+
+    database.connect = refuse
+    try:
+        with hook.link.hooked(hook.query):
+            yield
+    finally:
+        del database.connect

@@ -1,0 +1,31 @@
+"""Read from the server what stands: the definition of a table or a view, as the server itself prints it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pymysql
+
+from api.db.journal.link import Link, name
+
+# MySQL and MariaDB error number.
+NO_SUCH_TABLE = 1146
+
+
+def definitions(link: Link, tables: Iterable[str]) -> dict[str, str | None]:
+    """Return what SHOW CREATE TABLE prints for each of *tables* or views; ``None`` for one that is not there."""
+    return {table: _definition(link, table) for table in tables}
+
+
+def _definition(link: Link, table: str) -> str | None:
+    try:
+        return str(link.rows(f"SHOW CREATE TABLE {name(table)}")[0][1])
+    except pymysql.err.ProgrammingError as exc:
+        if exc.args[0] == NO_SUCH_TABLE:
+            return None
+        raise
+
+
+def is_table(definition: str) -> bool:
+    """Say whether *definition* is a table's, not a view's."""
+    return definition.startswith("CREATE TABLE")

@@ -1,0 +1,64 @@
+"""Triggers: what makes one, and when dropping one could not be undone."""
+
+from __future__ import annotations
+
+import json
+
+import pymysql
+
+from api.db.journal.link import Link, name
+from api.exceptions import StatementRefusedError
+
+# MySQL and MariaDB error number.
+NO_SUCH_TRIGGER = 1360
+
+PLACE = """
+SELECT t.event_object_table, t.definer,
+       (SELECT COUNT(*) FROM information_schema.triggers o
+        WHERE o.event_object_schema = t.event_object_schema AND o.event_object_table = t.event_object_table
+          AND o.action_timing = t.action_timing AND o.event_manipulation = t.event_manipulation)
+FROM information_schema.triggers t WHERE t.trigger_schema = DATABASE() AND t.trigger_name = %s"""
+# With a binary log, making a trigger takes SUPER unless the server trusts its users (MySQL 8.4 manual, 27.8).
+MAY_CREATE = """
+SELECT CURRENT_USER(), @@log_bin = 0 OR @@log_bin_trust_function_creators = 1 OR EXISTS (
+    SELECT 1 FROM information_schema.user_privileges
+    WHERE privilege_type = 'SUPER' AND grantee = CONCAT('''', REPLACE(CURRENT_USER(), '@', '''@'''), ''''))"""
+REMEDY = "set `atomic = False` in the migration's file: it then runs outside the batch, without undo"
+
+
+def definition(link: Link, trigger: str) -> str | None:
+    """Return what makes *trigger* again, as JSON: *statement*, *sql_mode*, and the character sets it was made under."""
+    try:
+        row = link.rows(f"SHOW CREATE TRIGGER {name(trigger)}")[0]
+    except pymysql.err.MySQLError as exc:
+        if exc.args[0] == NO_SUCH_TRIGGER:
+            return None
+        raise
+    return json.dumps({"sql_mode": row[1], "statement": row[2], "client": row[3], "connection": row[4]})
+
+
+def make(link: Link, text: str) -> None:
+    """Make the trigger that *text*, a ``definition``, tells of."""
+    wanted = json.loads(text)
+    before = link.rows("SELECT @@SESSION.sql_mode, @@character_set_client, @@collation_connection")[0]
+    assign = "SET SESSION sql_mode = %s, character_set_client = %s, collation_connection = %s"
+    link.execute(assign, (wanted["sql_mode"], wanted["client"], wanted["connection"]))
+    try:
+        link.execute(wanted["statement"])
+    finally:
+        link.execute(assign, before)
+
+
+def refuse_drop(link: Link, trigger: str) -> None:
+    """Raise ``StatementRefusedError`` when this account could not make *trigger* again as it is."""
+    (user, may_create), places = link.rows(MAY_CREATE)[0], link.rows(PLACE, (trigger,))
+    for table, definer, beside in places:
+        reason = None
+        if definer != user:
+            reason = f"it belongs to {definer}, and this account is {user}"
+        elif not may_create:
+            reason = "this account may not create triggers (log_bin_trust_function_creators is off)"
+        elif beside > 1:
+            reason = f"other triggers of {table!r} run at the same event, and their order would be lost"
+        if reason:
+            raise StatementRefusedError(f"the drop of trigger {trigger!r} could not be undone: {reason}", hint=REMEDY)

@@ -1,0 +1,296 @@
+"""What an interrupted batch leaves on MySQL and MariaDB, who takes it back, and what can stand in the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peewee
+import pytest
+from click.testing import CliRunner
+from race import fork
+from structlog.testing import capture_logs
+from test_journal import START, assert_same, journal_rows, picture, running
+
+from api.db import cli, history
+from api.db.batch import Options
+from api.db.connection import open_database
+from api.db.migrations import migrate_db, recover
+from api.exceptions import MigrationError, MigrationFailedError, MigrationUndoError
+
+pytestmark = pytest.mark.engines("mariadb", "mysql")
+
+
+@pytest.fixture
+def start(db: peewee.Database) -> peewee.Database:
+    """Give the database the tables and rows of START, and a first migration that ran."""
+    for sql in START:
+        db.execute_sql(sql)
+    migrate_db([("0001_a", running())], database=db)
+    return db
+
+
+@pytest.fixture
+def crash(backend: Any) -> Callable[..., None]:
+    """Return a function that sends statements as a migration, in a process that is then killed before its commit."""
+
+    def crash(*statements: str) -> None:
+        def die(migrator: Any, db: Any) -> None:
+            running(*statements)(migrator, db)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        child = fork(lambda: migrate_db([("0002_b", die)], database=open_database(backend.url)))
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+
+    return crash
+
+
+CHANGES = (
+    "ALTER TABLE child DROP COLUMN note",
+    "CREATE TABLE made (id INT PRIMARY KEY)",
+    "UPDATE parent SET name = CONCAT(name, '!')",
+    "DROP TABLE lone",
+)
+
+
+def test_the_next_boot_undoes_a_killed_batch_and_migrates(start: peewee.Database, crash: Any) -> None:
+    """Nobody's hand is needed: the next `migrate_db` says what it undoes, then applies what is pending."""
+    before = picture(start)
+    crash(*CHANGES)
+    assert picture(start) != before
+    seen: list[Any] = []
+
+    with capture_logs() as logs:
+        result = migrate_db([("0002_b", lambda migrator, db: seen.append(picture(db)))], database=start)
+
+    assert_same(seen[0], before)
+    assert [ran.name for ran in result.applied] == ["0002_b"]
+    (line,) = [line for line in logs if line["event"] == "an interrupted batch was undone"]
+    assert (line["direction"], line["statements"]) == ("up", 4)
+    assert [each.status for each in history.read_attempts(start) if each.action == "recover"] == ["undone"]
+    assert journal_rows(start) == [0, 0, 0]
+
+
+def test_a_boot_with_nothing_pending_undoes_a_killed_down(start: peewee.Database, crash: Any) -> None:
+    """The one query of a boot also tells of an interrupted batch, whatever is pending."""
+    before = picture(start)
+    crash(*CHANGES)
+
+    result = migrate_db([("0001_a", running())], database=start)
+
+    assert result.applied == ()
+    assert_same(picture(start), before)
+
+
+def test_recover_undoes_and_does_not_migrate(backend: Any, start: peewee.Database, crash: Any, tmp_path: Path) -> None:
+    """The command says what it did, and that there is nothing the second time."""
+    before = picture(start)
+    crash(*CHANGES)
+    arguments = ["--database-url", backend.url, "--directory", str(tmp_path), "recover"]
+
+    first, second = (CliRunner().invoke(cli.cli, arguments) for _ in range(2))
+
+    assert (first.exit_code, second.exit_code) == (0, 0)
+    assert "the interrupted up was undone: 4 journal entries" in first.output
+    assert "nothing to recover" in second.output
+    assert_same(picture(start), before)
+
+
+def test_rows_that_others_wrote_meanwhile_are_kept(start: peewee.Database, crash: Any) -> None:
+    """Undo puts back what the batch changed, and leaves a row that another session has changed since, and says so."""
+    crash("UPDATE parent SET name = CONCAT(name, '!')", "ALTER TABLE parent ADD COLUMN x INT NULL")
+    start.execute_sql("UPDATE parent SET name = 'mine' WHERE id = 2")
+    start.execute_sql("INSERT INTO parent (name) VALUES ('new')")
+
+    with capture_logs() as logs:
+        recover(database=start)
+
+    names = start.execute_sql("SELECT name FROM parent ORDER BY id").fetchall()
+    assert names == (("one",), ("mine",), ("three",), ("new",))
+    (line,) = [line for line in logs if "another session" in line["event"]]
+    assert line["number"] == 1
+
+
+def test_a_value_written_into_a_changed_type_is_kept(start: peewee.Database, crash: Any) -> None:
+    """A lossy type comes back with its old values, but for the rows that another session wrote in the new type."""
+    crash("ALTER TABLE child MODIFY ratio INT NULL")
+    start.execute_sql("UPDATE child SET ratio = 7 WHERE id = 2")
+
+    recover(database=start)
+
+    assert start.execute_sql("SELECT ratio FROM child ORDER BY id").fetchall() == ((1.7,), (7.0,))
+
+
+def test_inserts_of_old_workers_go_on_while_a_column_is_being_dropped(start: peewee.Database, crash: Any) -> None:
+    """A dropped NOT NULL column asks nothing of an INSERT, and comes back NOT NULL with the rows written meanwhile."""
+    crash("ALTER TABLE child DROP COLUMN note", "ALTER TABLE child DROP COLUMN kind")
+    start.execute_sql(
+        "INSERT INTO child (parent_id, code, price, size, day, data) VALUES (1, 'n', 1, 1, '2024-05-05', '')"
+    )
+
+    recover(database=start)
+
+    assert start.execute_sql("SELECT note, kind FROM child ORDER BY id").fetchall()[-1] == ("", "a")
+
+
+def test_an_undo_that_is_refused_waits_for_what_stands_in_the_way(backend: Any, start: peewee.Database) -> None:
+    """Another session broke the old unique key: nothing is lost, the message says what, and recover works after."""
+    before = picture(start)
+
+    def up(migrator: Any, db: Any) -> None:
+        db.execute_sql("DROP INDEX by_name ON parent")
+        db.execute_sql("INSERT INTO parent (id, name) VALUES (50, 'one')")
+
+    def fail(migrator: Any, db: Any) -> None:
+        backend.server.execute(f"INSERT INTO {db.database}.parent (id, name) VALUES (60, 'two')")
+        raise RuntimeError("on purpose")
+
+    with pytest.raises(MigrationFailedError, match="on purpose") as caught:
+        migrate_db([("0002_b", up), ("0003_c", fail)], database=start)
+
+    stuck = caught.value.result.failure.stuck
+    assert isinstance(stuck, MigrationUndoError)
+    assert "1062: Duplicate entry 'two'" in stuck.message
+    assert "recover" in stuck.hint
+    with pytest.raises(MigrationUndoError, match="Duplicate entry 'two'"):
+        recover(database=start)
+    start.execute_sql("DELETE FROM parent WHERE id = 60")
+    assert [each.action for each in recover(database=start)] == ["undone"]
+    assert_same(picture(start), before)
+
+
+@pytest.mark.parametrize(
+    ("change", "back"),
+    [
+        ("ALTER TABLE child ADD COLUMN theirs INT NULL", "ALTER TABLE child DROP COLUMN theirs"),
+        ("CREATE INDEX theirs ON child (day)", "DROP INDEX theirs ON child"),
+        ("ALTER TABLE child MODIFY day DATETIME NOT NULL", "ALTER TABLE child MODIFY day DATE NOT NULL"),
+    ],
+)
+def test_what_an_administrator_changed_since_is_never_taken_back(
+    start: peewee.Database, crash: Any, change: str, back: str
+) -> None:
+    """Recovery refuses, and names table and column or index; once that is gone it goes on."""
+    before = picture(start)
+    crash("ALTER TABLE child ADD COLUMN ours INT NULL")
+    start.execute_sql(change)
+
+    with pytest.raises(MigrationUndoError, match=r"somebody changed 'child' meanwhile: .*'(theirs|day)'"):
+        recover(database=start)
+
+    start.execute_sql(back)
+    recover(database=start)
+    assert_same(picture(start), before)
+
+
+def test_a_table_that_somebody_dropped_is_an_error_not_a_guess(start: peewee.Database, crash: Any) -> None:
+    """What the journal knows of and does not find is said, and the batch stays open."""
+    crash("ALTER TABLE lone ADD COLUMN ours INT NULL")
+    start.execute_sql("RENAME TABLE lone TO hidden")
+
+    with pytest.raises(MigrationUndoError, match="somebody dropped table 'lone'"):
+        recover(database=start)
+
+    start.execute_sql("RENAME TABLE hidden TO lone")
+    recover(database=start)
+    assert journal_rows(start) == [0, 0, 0]
+
+
+def test_the_lock_that_was_lost_stops_the_batch(backend: Any, start: peewee.Database) -> None:
+    """An administrator ends the migrating session between two statements: the batch is undone over another one."""
+    before = picture(start)
+
+    def up(migrator: Any, db: Any) -> None:
+        db.execute_sql("ALTER TABLE child DROP COLUMN note")
+        backend.server.execute(f"KILL {db.execute_sql('SELECT CONNECTION_ID()').fetchone()[0]}")
+        db.execute_sql("ALTER TABLE child DROP COLUMN kind")
+
+    with pytest.raises(MigrationFailedError) as caught:
+        migrate_db([("0002_b", up)], database=start)
+
+    assert caught.value.result.failure.stuck is None
+    assert_same(picture(start), before)
+
+
+def test_a_migration_that_opens_another_connection_is_stopped(start: peewee.Database) -> None:
+    """Closing the connection ends lock and journal with it: nothing more is sent, and all is undone."""
+    before = picture(start)
+
+    def up(migrator: Any, db: Any) -> None:
+        db.execute_sql("ALTER TABLE child DROP COLUMN note")
+        db.close()
+        db.execute_sql("ALTER TABLE child DROP COLUMN kind")
+
+    with pytest.raises(MigrationFailedError, match="connection was closed"):
+        migrate_db([("0002_b", up)], database=start)
+
+    assert_same(picture(start), before)
+
+
+@pytest.mark.parametrize(
+    ("sql", "says"),
+    [
+        ("TRUNCATE lone", "TRUNCATE"),
+        ("CREATE TABLE made (id INT); DROP TABLE lone", "several statements"),
+        ("RENAME TABLE lone TO x, parent TO lone, x TO parent", "swaps tables"),
+        ("UPDATE keyless SET v = 2", "no primary key"),
+        ("UPDATE parent SET name = CONCAT('', name, '!')", "more than 2 rows"),
+        ("ALTER TABLE child DROP COLUMN id", "primary key"),
+        ("DROP TABLE parent", "foreign key 'child_parent' of 'child' refers to it"),
+        ("DELETE FROM other_database.t", "another database"),
+        ("ALTER TABLE isam ADD COLUMN x INT", "MyISAM"),
+    ],
+)
+def test_what_could_not_be_undone_is_refused_before_it_runs(start: peewee.Database, sql: str, says: str) -> None:
+    """The message says what and why, the hint what to do instead; the batch so far is undone."""
+    start.execute_sql("CREATE TABLE keyless (v INT)")
+    start.execute_sql("INSERT INTO keyless VALUES (1)")
+    start.execute_sql("CREATE TABLE isam (id INT) ENGINE=MyISAM")
+    before = picture(start)
+
+    with pytest.raises(MigrationFailedError, match=says) as caught:
+        migrate_db(
+            [("0002_b", running("ALTER TABLE child ADD COLUMN ours INT NULL", sql))],
+            database=start,
+            options=Options(undo_rows=2),
+        )
+
+    assert caught.value.hint
+    assert_same(picture(start), before)
+
+
+def test_a_user_who_may_not_create_the_journal_is_told_so(backend: Any, start: peewee.Database) -> None:
+    """Nothing runs, and the message names the right that is missing."""
+    name = start.database
+    user = f"u{os.getpid()}"
+    host = "127.0.0.1" if backend.engine == "mariadb" else "%"
+    for table in ("migration_batch", "migration_journal", "migration_journal_row"):
+        start.execute_sql(f"DROP TABLE {table}")
+    backend.server.execute(f"CREATE USER {user}@'{host}' IDENTIFIED BY 'pw'")
+    backend.server.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE, ALTER ON {name}.* TO {user}@'{host}'")
+    limited = open_database(f"{backend.engine}://{user}:pw@{backend.url.rpartition('@')[2]}")
+
+    try:
+        with pytest.raises((MigrationError, peewee.DatabaseError), match="CREATE command denied"):
+            migrate_db([("0002_b", running("ALTER TABLE child ADD COLUMN ours INT NULL"))], database=limited)
+    finally:
+        limited.close_all()
+        backend.server.execute(f"DROP USER {user}@'{host}'")
+    assert "ours" not in {column.name for column in start.get_columns("child")}
+
+
+def test_running_out_of_memory_between_two_statements_is_undone(start: peewee.Database) -> None:
+    """Whatever Python raises, the batch is taken back."""
+    before = picture(start)
+
+    def up(migrator: Any, db: Any) -> None:
+        db.execute_sql("DROP TABLE lone")
+        bytearray(2**62)
+
+    with pytest.raises(MigrationFailedError, match="MemoryError"):
+        migrate_db([("0002_b", up)], database=start)
+
+    assert_same(picture(start), before)
