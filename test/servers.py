@@ -32,6 +32,7 @@ import psycopg2
 import pymysql
 
 from api.db.dialects.engine import Engine
+from api.db.lease import SESSIONS
 
 USER = "plinth"
 # The @ has to be quoted in a URL: every test on a private server also proves that quoting works.
@@ -106,7 +107,8 @@ class Server:
     def _end_connections(self, name: str) -> None:
         # On MySQL and MariaDB a transaction left open holds a metadata lock that DROP DATABASE waits for.
         # Not SHOW PROCESSLIST: it cuts the statements after 100 bytes, also in the middle of a character.
-        for (number,) in self.execute(f"SELECT id FROM information_schema.processlist WHERE db = '{name}'"):
+        sessions = SESSIONS[self.engine]
+        for (number,) in self.execute(f"SELECT id FROM {sessions} WHERE db = '{name}'"):
             with suppress(pymysql.err.OperationalError):
                 self.execute(f"KILL {number}")
 

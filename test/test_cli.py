@@ -83,9 +83,10 @@ def _only(run: Done, code: int, *texts: str) -> None:
 
 
 def test_up_prints_a_table_then_that_nothing_is_pending(run: Run) -> None:
-    """Without a command it is ``up``; both times it exits 0."""
-    first, second = run(), run("up")
+    """Without a command it is ``up``; both times it exits 0. ``plan`` says the same word on every engine."""
+    plan, first, second = run("plan"), run(), run("up")
 
+    assert re.search(r"^0001_a +1 +as a whole$", plan.out, re.MULTILINE)
     assert (first.code, second.code) == (0, 0)
     assert re.search(r"^migration +status +ms\n0001_a +success +\d+\n1 applied in \d+ ms$", first.out, re.MULTILINE)
     assert second.out == "nothing is pending: the schema is current\n"
@@ -95,8 +96,8 @@ def test_json_is_one_document_and_nothing_else(run: Run) -> None:
     """The shapes of ``up``, ``status``, ``plan`` and ``history``."""
     plan, up, status, history = (run("--json", command).document for command in ("plan", "up", "status", "history"))
 
-    assert plan == {"migrations": [{"name": "0001_a", "part": 1, "atomic": True}]}
-    assert up.keys() == {"batch", "applied", "failed", "rolled_back", "pending", "duration_ms"}
+    assert plan == {"migrations": [{"name": "0001_a", "part": 1, "atomic": True}], "interrupted": False}
+    assert up.keys() == {"batch", "applied", "failed", "stuck", "rolled_back", "pending", "duration_ms"}
     assert up["applied"][0].keys() == {"name", "status", "duration_ms"}
     assert status["pending"] == 0
     assert status["migrations"][0].keys() == {"name", "state", "applied_at", "duration_ms", "error"}

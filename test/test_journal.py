@@ -105,6 +105,16 @@ BATCHES: dict[str, tuple[str, ...]] = {
         "UPDATE lone SET id = id + 100",
         "DELETE FROM child",
     ),
+    "rows of what took a new table's name": (
+        "CREATE TABLE x (id INT PRIMARY KEY)",
+        "DROP TABLE x",
+        "RENAME TABLE lone TO x",
+        "UPDATE x SET v = 9",
+        "ALTER TABLE child ADD COLUMN size2 INT NULL",
+        "ALTER TABLE child RENAME COLUMN size2 TO size3",
+        "ALTER TABLE child DROP COLUMN size3, RENAME COLUMN ratio TO size3",
+        "UPDATE child SET size3 = 5",
+    ),
     "rows between changes": (
         "UPDATE lone SET v = 4",
         "ALTER TABLE lone RENAME COLUMN v TO w",

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ import structlog
 from race import fork
 from sessions import SERVERS, end_session, session_number
 
-from api.db import history, lease
+from api.db import history, lease, lock_file
 from api.db.batch import Options
 from api.db.connection import open_database
 from api.db.dialects.engine import engine_of
@@ -35,6 +36,7 @@ from conftest import Backend
 
 ROOT = Path(__file__).parent.parent
 ME = rf"host \S+, pid {os.getpid()}, since \d\d:\d\d:\d\d"
+NOBODY = 65534
 MYSQL = pytest.mark.engines("mariadb", "mysql")
 both_ways = pytest.mark.parametrize("transactional", [True, False], ids=["transaction", "session"])
 
@@ -508,3 +510,43 @@ def test_a_file_that_may_not_be_written_is_refused(backend: Backend, db: peewee.
     uri = peewee.SqliteDatabase(f"file:{tmp_path}/test.db?mode=ro", uri=True)
     with closing(uri), pytest.raises(MigrationError, match="readonly database"):
         refuse_read_only(uri, "sqlite")
+
+
+@pytest.fixture
+def foreign_file() -> Iterator[Path]:
+    """Give a lock file that this user may read and not write, in a folder that it may write in."""
+    is_root = os.geteuid() == 0
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "a.db-migrate")
+        path.write_text("{}")
+        path.chmod(0o444)
+        os.chmod(folder, 0o777)
+        if is_root:
+            os.seteuid(NOBODY)
+        try:
+            yield path
+        finally:
+            if is_root:
+                os.seteuid(0)
+
+
+def test_a_lock_file_that_another_user_left_is_locked(foreign_file: Path) -> None:
+    """To read it is enough; meanwhile it is locked to others too."""
+    file = lock_file.take(str(foreign_file))
+
+    assert file is not None
+    assert lock_file.take(str(foreign_file)) is None
+    os.close(file)
+
+
+def test_a_lock_file_that_cannot_be_read_is_named(foreign_file: Path) -> None:
+    """The error says which file, and that it may be deleted."""
+    hidden = foreign_file.with_name("b.db-migrate")
+    hidden.touch(0)
+
+    with pytest.raises(PermissionError) as raised:
+        lock_file.take(str(hidden))
+
+    error = lock_file.refusal(str(hidden), raised.value)
+    assert str(hidden) in error.message
+    assert "delete it" in error.hint

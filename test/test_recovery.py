@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import peewee
 import pytest
+import servers
 from click.testing import CliRunner
+from playhouse.pool import PooledMySQLDatabase
+from playhouse.shortcuts import ReconnectMixin
 from race import fork
+from sessions import end_session, session_number
 from structlog.testing import capture_logs
 from test_journal import START, assert_same, journal_rows, picture, running
 
@@ -19,7 +24,7 @@ from api.db import cli, history
 from api.db.batch import Options
 from api.db.connection import open_database
 from api.db.migrations import migrate_db, recover
-from api.exceptions import MigrationError, MigrationFailedError, MigrationUndoError
+from api.exceptions import MigrationError, MigrationFailedError, MigrationUndoError, StatementRefusedError
 
 pytestmark = pytest.mark.engines("mariadb", "mysql")
 
@@ -97,6 +102,20 @@ def test_recover_undoes_and_does_not_migrate(backend: Any, start: peewee.Databas
     assert "the interrupted up was undone: 4 journal entries" in first.output
     assert "nothing to recover" in second.output
     assert_same(picture(start), before)
+
+
+def test_status_says_that_a_batch_was_interrupted(
+    backend: Any, crash: Any, start: peewee.Database, tmp_path: Path
+) -> None:
+    """Exit 3 and the way out, also when every migration is applied."""
+    crash(*CHANGES)
+    arguments = ["--database-url", backend.url, "--directory", str(tmp_path)]
+
+    text, document = (CliRunner().invoke(cli.cli, [*arguments, *json, "status"]) for json in ([], ["--json"]))
+
+    assert (text.exit_code, document.exit_code) == (3, 3)
+    assert "an interrupted batch is open: `up` undoes or finishes it first" in text.stdout
+    assert '"interrupted": true' in document.stdout
 
 
 def test_rows_that_others_wrote_meanwhile_are_kept(start: peewee.Database, crash: Any) -> None:
@@ -191,7 +210,7 @@ def test_a_table_that_somebody_dropped_is_an_error_not_a_guess(start: peewee.Dat
     crash("ALTER TABLE lone ADD COLUMN ours INT NULL")
     start.execute_sql("RENAME TABLE lone TO hidden")
 
-    with pytest.raises(MigrationUndoError, match="somebody dropped table 'lone'"):
+    with pytest.raises(MigrationUndoError, match="somebody dropped or renamed table 'lone'"):
         recover(database=start)
 
     start.execute_sql("RENAME TABLE hidden TO lone")
@@ -205,7 +224,7 @@ def test_the_lock_that_was_lost_stops_the_batch(backend: Any, start: peewee.Data
 
     def up(migrator: Any, db: Any) -> None:
         db.execute_sql("ALTER TABLE child DROP COLUMN note")
-        backend.server.execute(f"KILL {db.execute_sql('SELECT CONNECTION_ID()').fetchone()[0]}")
+        end_session(backend, session_number(db))
         db.execute_sql("ALTER TABLE child DROP COLUMN kind")
 
     with pytest.raises(MigrationFailedError) as caught:
@@ -228,6 +247,29 @@ def test_a_migration_that_opens_another_connection_is_stopped(start: peewee.Data
         migrate_db([("0002_b", up)], database=start)
 
     assert_same(picture(start), before)
+
+
+class Reconnecting(ReconnectMixin, peewee.MySQLDatabase):
+    """A database that connects again by itself when its connection is lost."""
+
+
+@pytest.mark.parametrize("kind", [peewee.MySQLDatabase, PooledMySQLDatabase, Reconnecting])
+def test_any_peewee_database_is_journalled(backend: Any, start: peewee.Database, kind: Any) -> None:
+    """Not only ours: the hook sits on the driver's connection, and no reconnect goes round it."""
+    before = picture(start)
+    database = kind(start.database, **start.connect_params)
+
+    def up(migrator: Any, db: Any) -> None:
+        db.execute_sql("DROP TABLE lone")
+        end_session(backend, session_number(db))
+        db.execute_sql("ALTER TABLE child DROP COLUMN note")
+
+    with pytest.raises(MigrationFailedError) as caught:
+        migrate_db([("0002_b", up)], database=database)
+
+    assert caught.value.result.failure.stuck is None
+    assert_same(picture(start), before)
+    database.close()
 
 
 @pytest.mark.parametrize(
@@ -260,6 +302,102 @@ def test_what_could_not_be_undone_is_refused_before_it_runs(start: peewee.Databa
 
     assert caught.value.hint
     assert_same(picture(start), before)
+
+
+# Each makes a row or table that stood look like one of the batch's own, or like a temporary one.
+MEAN = {
+    "a cascade from a new parent": (
+        "CREATE TABLE p (id INT PRIMARY KEY)",
+        "INSERT INTO p VALUES (1), (2)",
+        "ALTER TABLE lone ADD CONSTRAINT theirs FOREIGN KEY (v) REFERENCES p (id) ON DELETE CASCADE",
+        "DELETE FROM p",
+    ),
+    "a trigger on a new table": (
+        "CREATE TABLE p (id INT PRIMARY KEY)",
+        "CREATE TRIGGER tick AFTER INSERT ON p FOR EACH ROW UPDATE lone SET v = 100",
+        "INSERT INTO p VALUES (1)",
+    ),
+    "a dropped temporary table": (
+        "CREATE TEMPORARY TABLE lone (id INT PRIMARY KEY)",
+        "DROP TABLE lone",
+        "UPDATE lone SET v = 99",
+    ),
+    "a renamed temporary table": (
+        "CREATE TEMPORARY TABLE x (id INT PRIMARY KEY)",
+        "ALTER TABLE x RENAME TO y",
+        "RENAME TABLE lone TO x",
+        "UPDATE x SET v = 99",
+    ),
+    "a table under a temporary one": (
+        "CREATE TEMPORARY TABLE z (id INT PRIMARY KEY)",
+        "CREATE TABLE z (id INT PRIMARY KEY)",
+    ),
+    "a table of the journal's own": ("DELETE FROM migration_journal",),
+}
+
+
+@pytest.mark.parametrize("case", MEAN)
+def test_what_only_looks_like_the_batchs_own_is_undone_or_refused(start: peewee.Database, case: str) -> None:
+    """Whatever the statements do to each other, rows and tables that stood are as they were."""
+    before = picture(start)
+
+    with pytest.raises(MigrationFailedError):
+        migrate_db([("0002_b", running(*MEAN[case], "SELECT no_such_column"))], database=start)
+
+    assert_same(picture(start), before)
+
+
+def test_a_refusal_that_the_migration_swallows_leaves_nothing(start: peewee.Database) -> None:
+    """The statement that turned out to touch too many rows is taken back within the migration's own transaction."""
+    before = picture(start)
+
+    def up(migrator: Any, db: Any) -> None:
+        with db.atomic():
+            db.execute_sql("INSERT INTO parent (name) VALUES ('four')")
+            with suppress(StatementRefusedError):
+                db.execute_sql("INSERT INTO parent (name) SELECT CONCAT(name, '!') FROM parent")
+        raise RuntimeError("on purpose")
+
+    with pytest.raises(MigrationFailedError, match="on purpose"):
+        migrate_db([("0002_b", up)], database=start, options=Options(undo_rows=2))
+
+    assert_same(picture(start), before)
+
+
+def test_many_rows_by_one_call_of_the_driver(start: peewee.Database) -> None:
+    """PyMySQL makes one INSERT of `executemany`, and sends it as a bytearray."""
+
+    def up(migrator: Any, db: Any) -> None:
+        db.connection().cursor().executemany("INSERT INTO parent (name) VALUES (%s)", [("four",), ("five",)])
+
+    migrate_db([("0002_b", up)], database=start)
+
+    assert start.execute_sql("SELECT COUNT(*) FROM parent").fetchone()[0] == 5
+
+
+class Folding(servers.MariaDBServer):
+    """A server to which the case of a table's name says nothing."""
+
+    def _command(self) -> list[str]:
+        return [*super()._command(), "--lower-case-table-names=1"]
+
+
+@pytest.mark.engines("mariadb")
+def test_names_are_folded_where_the_server_folds_them(backend: Any) -> None:
+    """A table is the same one under another case: its rows are copied."""
+    server = Folding()
+    try:
+        db = open_database(server.create_database("folding"))
+        for sql in START:
+            db.execute_sql(sql)
+        before = picture(db)
+        statements = ("CREATE TABLE Foo (id INT PRIMARY KEY)", "DROP TABLE foo", "RENAME TABLE lone TO FOO")
+        with pytest.raises(MigrationFailedError):
+            migrate_db([("a", running(*statements, "UPDATE Foo SET v = 9", "SELECT no_such_column"))], database=db)
+        assert_same(picture(db), before)
+        db.close_all()
+    finally:
+        server.stop()
 
 
 def test_a_user_who_may_not_create_the_journal_is_told_so(backend: Any, start: peewee.Database) -> None:

@@ -14,6 +14,8 @@ import structlog
 from structlog.stdlib import BoundLogger, ProcessorFormatter
 from structlog.testing import capture_logs
 
+from api.db.dialects.engine import engine_of
+from api.db.lease import SESSIONS
 from api.db.models import Task, TaskLog
 from api.db.task_log import MESSAGE_LIMIT, TaskLogHandler
 from api.logs import bind_correlation_id
@@ -23,7 +25,10 @@ DEADLINE_S = 30.0
 KILL_OTHERS = {
     "postgres": "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
     " WHERE datname = current_database() AND pid <> pg_backend_pid()",
-    "mysql": "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()",
+    **{
+        engine: f"SELECT id FROM {sessions} WHERE db = DATABASE() AND id <> CONNECTION_ID()"
+        for engine, sessions in SESSIONS.items()
+    },
 }
 
 Attach = Callable[..., TaskLogHandler]
@@ -219,7 +224,7 @@ def test_a_killed_connection_costs_no_line(
     logger.info("before", extra={"task_id": task.id})
     written(handler)
     is_mysql = isinstance(db, peewee.MySQLDatabase)
-    rows = db.execute_sql(KILL_OTHERS["mysql" if is_mysql else "postgres"]).fetchall()
+    rows = db.execute_sql(KILL_OTHERS[engine_of(db)]).fetchall()
     for (connection_id,) in rows if is_mysql else ():
         db.execute_sql(f"KILL {connection_id}")
     assert len(rows) == 1

@@ -8,33 +8,41 @@ in the transaction of its commit mark.
 from __future__ import annotations
 
 import itertools
-import socket
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import peewee
 import structlog
 
-from api.db import history, steps
+from api.db import history, step_hooks, steps
 from api.db.connection import get_db_connection
 from api.db.dialects.engine import Engine
-from api.db.dialects.errors import classify
 from api.db.files import Migration
-from api.db.history import Attempt, HistoryRow
+from api.db.history import HistoryRow, Recorder
 from api.db.journal import session as journal
 from api.db.journal.store import Guard
 from api.db.journal.undo import Recovered
-from api.db.lease import Lease, user_name
+from api.db.lease import Lease
 from api.db.lock import migrating, refuse_read_only
 from api.db.migrators import Migrator
 from api.db.operations import OperationResult, Outcome
 from api.db.rebuild import foreign_keys_off
-from api.db.results import BatchResult, Direction, Failure, Ran, told
-from api.db.session import Mark, Statements, bounded, hang_up, ms_since, refuse_ended_transaction, watch
+from api.db.results import BatchInterrupted, BatchResult, Direction, Failure, Ran, told
+from api.db.session import (
+    Mark,
+    Statements,
+    bounded,
+    call_migration,
+    hang_up,
+    ms_since,
+    on_a_working_connection,
+    watch,
+)
 from api.exceptions import AADAPError, MigrationError
 
 log = structlog.get_logger(__name__)
@@ -73,18 +81,18 @@ def run_batch(
 
     Raises ``MigrationLockError`` when another process migrates for too long, and peewee's errors when the server is
     lost before a migration began; what a migration raises is in the result's *failure*. A ``KeyboardInterrupt`` is
-    recorded like a failure, and goes on.
+    recorded like a failure, and goes on as ``BatchInterrupted``, with the result.
     """
     refuse_read_only(database, migrator.engine)
     run = _Batch(database, migrator, options, direction, len(migrations))
     unprotected = foreign_keys_off(database) if migrator.engine == "sqlite" else nullcontext()
-    with unprotected:
-        with run.held(transactional=True) as lease:
-            run.prepare(lease)
-        for part in parts_of(migrations):
-            run.part(part)
-            if run.failure is not None:
-                break
+    try:
+        with unprotected:
+            run.all(migrations)
+    except KeyboardInterrupt as exc:
+        if run.failure is None:
+            raise
+        raise BatchInterrupted(run.result(migrations)) from exc
     return run.result(migrations)
 
 
@@ -95,19 +103,21 @@ def recover(database: peewee.Database, migrator: Migrator, options: Options) -> 
     """
     refuse_read_only(database, migrator.engine)
     run = _Batch(database, migrator, options, "up", 0)
-    with run.held(transactional=True) as lease:
+    with run.held(transactional=True) as lease, run._bounded(False):
         return run.prepare(lease)
 
 
 @dataclass(slots=True)
 class _Part:
-    """What one part has come to: *begun* is the migration that runs, or ran last, and what it sent.
+    """What one part has come to: *begun* is the migration that runs, or ran last, and what it sent; *todo* are all.
 
     *atomic* parts stand or fall as a whole: by their *transaction*, or by the *journal*.
     """
 
     atomic: bool
     transaction: bool
+    lease: Lease | None = None
+    todo: list[Migration] = field(default_factory=list)
     ran: list[tuple[Migration, Ran]] = field(default_factory=list)
     begun: tuple[Migration, Statements] | None = None
     mark: Mark | None = None
@@ -129,16 +139,33 @@ class _Batch:
     failure: Failure | None = None
     started: float = field(default_factory=time.monotonic)
     begun: int = 0
+    prepared: bool = False
 
     @property
     def engine(self) -> Engine:
         return self.migrator.engine
 
+    @property
+    def recorder(self) -> Recorder:
+        return Recorder(self.engine, self.direction, self.batch)
+
+    def all(self, migrations: Sequence[Migration]) -> None:
+        """Run the parts one by one, and stop at the first failure."""
+        if self.engine in TRANSACTIONAL:
+            with self.held(transactional=True) as lease:
+                self.prepare(lease)
+        for part in parts_of(migrations):
+            self.part(part)
+            if self.failure is not None:
+                break
+
     def result(self, migrations: Sequence[Migration]) -> BatchResult:
-        applied = {ran.name for ran in self.applied}
-        left = tuple(m.name for m in migrations if m.name not in applied) if self.failure else ()
-        done = (self.batch, self.direction, tuple(self.applied), self.failure, tuple(self.rolled_back), left)
-        return BatchResult(*done, ms_since(self.started))
+        failure = self.failure
+        stand = {ran.name for ran in self.applied} | set(failure.elsewhere if failure else ())
+        left = tuple(m.name for m in migrations if m.name not in stand) if failure else ()
+        undone = () if failure and failure.stuck else tuple(self.rolled_back)
+        facts = (self.batch, self.direction, tuple(self.applied), failure, undone, left)
+        return BatchResult(*facts, ms_since(self.started))
 
     def held(self, *, transactional: bool) -> AbstractContextManager[Lease]:
         """Hold the migration lock for the block, in a transaction where *transactional* and the engine has them."""
@@ -149,17 +176,18 @@ class _Batch:
 
     def prepare(self, lease: Lease) -> list[Recovered]:
         """Make the tables that are missing; undo or finish what an interrupted run left, and record that."""
-        history.create_tables(self.database)
-        if self.engine in TRANSACTIONAL:
-            return []
-        journal.prepare(self.database)
-        return self._recover(lease)
+        if not self.prepared:
+            history.create_tables(self.database)
+            if self.engine not in TRANSACTIONAL:
+                journal.prepare(self.database)
+            self.prepared = True
+        return [] if self.engine in TRANSACTIONAL else self._recover(lease)
 
     def _recover(self, lease: Lease) -> list[Recovered]:
-        with self._bounded(False):
-            recovered = journal.recover(self.database, self.engine, Guard(*lease.condition))
-        attempts = [self._attempt("(interrupted batch)", each.action, action="recover") for each in recovered]
-        history.write(self.database, [], attempts)
+        recovered = journal.recover(self.database, self.engine, Guard(*lease.condition))
+        if recovered:
+            attempt = partial(self.recorder.attempt, "(interrupted batch)", action="recover")
+            history.write(self.database, [], [attempt(status=each.action, batch=each.batch) for each in recovered])
         return recovered
 
     def part(self, migrations: Sequence[Migration]) -> None:
@@ -173,6 +201,7 @@ class _Batch:
                 self.held(transactional=atomic) as lease,
                 self._bounded(part.transaction) as part.mark,
             ):
+                part.lease = lease
                 self._run_part(migrations, part, lease)
         except (Exception, KeyboardInterrupt) as exc:
             if part.begun is None:
@@ -190,10 +219,11 @@ class _Batch:
 
     def _run_part(self, migrations: Sequence[Migration], part: _Part, lease: Lease) -> None:
         if self.engine not in TRANSACTIONAL:
-            self._recover(lease)  # what another process left that died while we waited
+            # One lock for this and the part itself; another process may have left something that died meanwhile.
+            self.prepare(lease)
         states = history.read_states(self.database) or {}
-        todo = self._to_do(migrations, states)
-        if not todo:
+        part.todo = self._to_do(migrations, states)
+        if not part.todo:
             if part.mark is not None:
                 part.mark.restore()
             return
@@ -201,7 +231,7 @@ class _Batch:
             steps.create_table(self.database, self.engine)
         under = self._journalled(lease) if part.atomic and not part.transaction else nullcontext()
         with under as part.journal:
-            for migration in todo:
+            for migration in part.todo:
                 self._begin(migration, part, lease, states.get(migration.name))
             if not part.atomic:
                 return
@@ -224,7 +254,7 @@ class _Batch:
         lease.at(migration.name, self.begun)
         with watch(self.database) as statements:
             part.begun = (migration, statements)
-            ran = self._run(migration, statements, part.transaction, state)
+            ran = self._run(migration, statements, lease, state)
         part.ran.append((migration, ran))
         if not part.atomic:
             with self.database.atomic():
@@ -233,20 +263,23 @@ class _Batch:
             self.applied.append(ran)
             part.ran.clear()
 
-    def _run(self, migration: Migration, statements: Statements, transactional: bool, state: str | None) -> Ran:
+    def _run(self, migration: Migration, statements: Statements, lease: Lease, state: str | None) -> Ran:
         self.options.on_start(migration.name)
         function = migration.up if self.direction == "up" else migration.down
         reason = self._reason_to_skip(function, state)
         self.migrator.results.clear()
         resumed = False
         if reason is None and function is not None:
-            if not migration.atomic:
-                with steps.resumable(self.database, self.engine, self._name_of_steps(migration)) as taken:
-                    self._call(function, statements, transactional)
-                resumed = taken.resumed
-            else:
+            facts = (self.migrator, self.database, self.engine, statements)
+            if migration.atomic:
+                transactional = self.engine in TRANSACTIONAL
                 with self.database.atomic() if transactional else nullcontext():
-                    self._call(function, statements, transactional)
+                    call_migration(function, *facts, transactional)
+            else:
+                name = self._name_of_steps(migration)
+                with step_hooks.resumable(self.database, self.engine, name, lease) as taken:
+                    call_migration(taken.explaining(function), *facts, False)
+                resumed = taken.resumed
         operations = tuple(self.migrator.results)
         if reason is None and operations and not resumed and not statements.number and _all_skipped(operations):
             reason = "; ".join(f"{each.table}.{each.target}: {each.reason}" for each in operations)
@@ -262,37 +295,13 @@ class _Batch:
         refusal = getattr(function, "refusal", None)
         return refusal(self.database) if refusal else None
 
-    def _call(self, function: Callable[..., Any], statements: Statements, transactional: bool) -> None:
-        depth = self.database.transaction_depth()
-        try:
-            function(self.migrator, self.database)
-            self._refuse_open_transaction(depth)
-            if transactional:
-                refuse_ended_transaction(self.database, self.engine)
-        except SystemExit as exc:
-            error = MigrationError(f"the migration called sys.exit({exc.code!r})", hint="raise an error instead")
-            statements.end(error)
-            raise error from exc
-        except (Exception, KeyboardInterrupt) as exc:
-            statements.end(exc)
-            raise
-
-    def _refuse_open_transaction(self, depth: int) -> None:
-        left_open = self.database.transaction_depth() - depth
-        for _ in range(left_open):
-            self.database.pop_transaction()
-        if left_open > 0:
-            raise MigrationError(
-                "the migration left a transaction open", hint="use `with db.atomic():` instead of session_start()"
-            )
-
     def _fail(self, part: _Part, migration: Migration, statements: Statements, raised: BaseException) -> None:
         # A ROLLBACK on a lost connection raises too, and would hide why it was lost.
         cause = statements.cause or raised
         stuck = None
         if part.journal is not None and part.journal.is_open:
-            stuck = part.journal.stuck or self._settle(part)
-            if stuck is None and self._is_recorded(part):
+            stuck = part.journal.stuck or self._settle(part.journal, part.lease)
+            if stuck is None and statements.cause is None and len(self._done_of(part)) == len(part.todo):
                 self.applied += [ran for _, ran in part.ran]  # the commit had reached the server
                 return
         stands = part.mark is not None and part.mark.was_committed(cause)
@@ -311,85 +320,68 @@ class _Batch:
             at_commit=statements.cause is None,
             stands=stands,
             stuck=stuck,
+            left_alone=part.journal.left_alone if part.journal else 0,
         )
-        self._record_failure(self.failure, part.ran if stands else [])
+        self._record_failure(self.failure, part)
 
-    def _settle(self, part: _Part) -> AADAPError | None:
-        """Undo or finish over a new connection what a lost one left; return why that was not possible."""
-        assert part.journal is not None
+    def _settle(self, open_journal: journal.Journal, lost: Lease | None) -> AADAPError | None:
+        """Undo or finish over a new connection what a *lost* lock left; return why that was not possible."""
         try:
             hang_up(self.database)
             get_db_connection(self.database)
-            with self.held(transactional=True) as lease:
-                self._recover(lease)
+            if lost is not None:
+                journal.end_abandoned(self.database, lost)
+            with self.held(transactional=True) as lease, self._bounded(False):
+                recovered = self._recover(lease)
         except AADAPError as exc:
             return exc
-        except peewee.PeeweeException as exc:
-            return MigrationError(str(exc))
-        part.journal.is_open = False
+        except (peewee.PeeweeException, KeyboardInterrupt) as exc:
+            return journal.stopped(exc, self.engine)
+        open_journal.left_alone += sum(each.left_alone for each in recovered if each.batch == self.batch)
+        open_journal.is_open = False
         return None
 
-    def _is_recorded(self, part: _Part) -> bool:
-        done = history.done_in(history.read_states(self.database) or {})
-        names = {ran.name for _, ran in part.ran}
-        return bool(names) and (names <= done if self.direction == "up" else not names & done)
+    def _done_of(self, part: _Part) -> list[str]:
+        """Return which of *part* the history says to be as wanted, whoever did it."""
+        to_do = self._to_do(part.todo, history.read_states(self.database) or {})
+        return [migration.name for migration in part.todo if migration not in to_do]
 
-    def _record_failure(self, failure: Failure, stands: Sequence[tuple[Migration, Ran]]) -> None:
+    def _record_failure(self, failure: Failure, part: _Part) -> None:
         message, _ = told(failure.cause, self.engine, failure.statement)
         details = {"duration_ms": failure.duration_ms, "error_message": message}
-        name = failure.migration.name
-        attempts = [self._attempt(each, "rolled_back") for each in self.rolled_back]
-        attempts.append(self._attempt(name, "failed", statement=failure.statement, **details))
-        rows = [self._row(failure.migration, "failed", **details)] if self.direction == "up" else []
+        migration, recorder = failure.migration, self.recorder
+        undone = "interrupted" if failure.stuck else "rolled_back"
+        attempts = [recorder.attempt(each, undone) for each in self.rolled_back]
+        attempts.append(recorder.attempt(migration.name, "failed", statement=failure.statement, **details))
+        is_up = self.direction == "up"
+        rows = [recorder.row(migration.name, migration.checksum, "failed", **details)] if is_up else []
+        ours = {ran.name for ran in self.applied}
 
         def write() -> None:
-            if stands:
-                self._record(stands)
-            history.write(self.database, rows, attempts)
+            if failure.stands and part.ran:
+                self._record(part.ran)
+            history.write_failure(self.database, rows, attempts)
+            elsewhere = tuple(name for name in self._done_of(part) if name not in ours)
+            self.failure = replace(failure, elsewhere=elsewhere)
 
-        _on_a_working_connection(self.database, self.engine, failure.cause, write)
+        on_a_working_connection(self.database, self.engine, failure.cause, write)
 
     def _record(self, ran: Sequence[tuple[Migration, Ran]]) -> None:
+        recorder = self.recorder
         attempts = [
-            self._attempt(each.name, each.status, duration_ms=each.duration_ms, error_message=each.reason)
+            recorder.attempt(each.name, each.status, duration_ms=each.duration_ms, error_message=each.reason)
             for _, each in ran
         ]
         rows: list[HistoryRow] = []
         if self.direction == "down":
             history.delete(self.database, [each.name for _, each in ran])
         else:
-            rows = [self._row(m, each.status, duration_ms=each.duration_ms, reason=each.reason) for m, each in ran]
+            rows = [
+                recorder.row(m.name, m.checksum, each.status, duration_ms=each.duration_ms, reason=each.reason)
+                for m, each in ran
+            ]
         history.write(self.database, rows, attempts)
-
-    def _row(self, migration: Migration, status: history.Status, **details: Any) -> HistoryRow:
-        facts: dict[str, Any] = {
-            "checksum": migration.checksum,
-            "applied_by": f"{user_name()}@{socket.gethostname()}"[:255],
-        }
-        return HistoryRow(migration.name, status, self.engine, history.utc_now(), **facts, **details)
-
-    def _attempt(self, name: str, status: str, **details: Any) -> Attempt:
-        who: dict[str, Any] = {"run_by": user_name()[:255], "host": socket.gethostname()[:255]}
-        facts = {"action": self.direction, "db_type": self.engine, "started_at": history.utc_now(), "batch": self.batch}
-        return Attempt(name, status=status, **facts | who | details)
 
 
 def _all_skipped(operations: Sequence[OperationResult]) -> bool:
     return all(each.outcome is Outcome.SKIPPED for each in operations)
-
-
-def _on_a_working_connection(
-    database: peewee.Database, engine: Engine, cause: Exception, write: Callable[[], None]
-) -> None:
-    """Write the record of a failure, over a new connection where the old one is lost; never hide the failure itself."""
-    try:
-        write()
-    except peewee.PeeweeException as lost:
-        try:
-            hang_up(database)
-            database.connect()
-            write()
-        except peewee.PeeweeException as exc:
-            # A server that takes no writes has just said so, as the failure itself.
-            tell = log.debug if classify(exc, engine).category is classify(cause, engine).category else log.critical
-            tell("the failed migration could not be recorded", reason=str(exc), before=str(lost))

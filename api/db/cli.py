@@ -27,6 +27,7 @@ from api.db.batch import Options
 from api.db.connection import open_database
 from api.db.dialects.engine import Engine, engine_of
 from api.db.dialects.errors import classify
+from api.db.results import BatchInterrupted, batch_error
 from api.db.status import migration_status
 from api.exceptions import (
     AADAPError,
@@ -38,6 +39,7 @@ from api.exceptions import (
 from api.settings import Settings, load_settings
 
 FOUND = 3
+INTERRUPTED = "an interrupted batch is open: `up` undoes or finishes it first, `recover` does only that"
 # What would steer the terminal, in a text that came from a server or a file.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x80-\x9f]")
 BAD_INPUT = (ConfigurationError, MigrationFileError)
@@ -103,6 +105,9 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except (AADAPError, peewee.PeeweeException) as exc:
             _leave(ctx, exc)
+        except BatchInterrupted as exc:
+            _tell(f"interrupted: {report.state_text(exc.result)}")
+            _leave(ctx, batch_error(exc.result, ctx.obj.engine))
         except click.UsageError as exc:
             if ctx.params["as_json"]:
                 click.echo(json.dumps({"error": _usage_error(exc).as_dict()}, ensure_ascii=False))
@@ -177,14 +182,17 @@ def status(context: Context) -> None:
     """Show every migration's state: applied, skipped, pending, failed, changed, missing. Reads all files."""
     with context.connected():
         states = migration_status(context.directory, context.database)
-    document = report.status_document(states)
+        _, interrupted = history.look(context.database)
+    document = report.status_document(states, interrupted)
 
     def table() -> None:
         _table(("migration", "state", "applied at", "ms", "error or reason"), report.status_rows(states))
         click.echo(f"{document['pending']} pending")
+        if interrupted:
+            click.echo(INTERRUPTED)
 
     context.show(document, table)
-    if any(each.state in report.TO_DO | {"changed"} for each in states):
+    if interrupted or any(each.state in report.TO_DO | {"changed"} for each in states):
         raise click.exceptions.Exit(FOUND)
 
 
@@ -192,19 +200,22 @@ def status(context: Context) -> None:
 @click.argument("target", required=False)
 @click.pass_obj
 def plan(context: Context, target: str | None) -> None:
-    """Show what `up` would run, in which order and in which transactions; changes nothing."""
+    """Show what `up` would run, in which order and what of it as a whole; changes nothing."""
     with context.connected():
         names = migrations.pending_migrations(context.directory, context.database, target)
+        interrupted = migrations.is_interrupted(context.database)
     parts = migrations.migration_parts(context.directory, names)
 
     def table() -> None:
         if not names:
-            click.echo("nothing is pending: the schema is current")
-            return
-        _table(("migration", "part", "runs as"), report.plan_rows(parts))
+            click.echo("nothing is pending" if interrupted else "nothing is pending: the schema is current")
+        else:
+            _table(("migration", "part", "runs as"), report.plan_rows(parts))
+        if interrupted:
+            click.echo(INTERRUPTED)
 
-    context.show(report.plan_document(parts), table)
-    if names:
+    context.show(report.plan_document(parts, interrupted), table)
+    if names or interrupted:
         raise click.exceptions.Exit(FOUND)
 
 
@@ -253,7 +264,8 @@ def recover(context: Context) -> None:
 
     def table() -> None:
         for each in recovered:
-            click.echo(f"the interrupted {each.direction} was {each.action}: {each.statements} journal entries")
+            kept = report.left_alone_text(each.left_alone)
+            click.echo(f"the interrupted {each.direction} was {each.action}: {each.statements} journal entries{kept}")
         if not recovered:
             click.echo("nothing to recover: no batch was interrupted")
 
@@ -340,10 +352,14 @@ def _leave(ctx: click.Context, exc: AADAPError | peewee.PeeweeException) -> NoRe
         click.echo(json.dumps(_error_document(error), ensure_ascii=False))
     else:
         for line in _error_lines(ctx, error):
-            click.echo(CONTROL.sub("", logs.redact(line)), err=True)
+            _tell(line)
     if ctx.params["verbose"]:
-        click.echo(CONTROL.sub("", logs.redact("".join(traceback.format_exception(error)))), err=True)
+        _tell("".join(traceback.format_exception(error)))
     ctx.exit(2 if isinstance(error, BAD_INPUT) else 1)
+
+
+def _tell(text: str) -> None:
+    click.echo(CONTROL.sub("", logs.redact(text)), err=True)
 
 
 def _usage_error(exc: click.UsageError) -> AADAPError:

@@ -7,6 +7,7 @@ still. Attempts are only ever added. Both tables are read and written through th
 from __future__ import annotations
 
 import datetime as dt
+import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -14,8 +15,9 @@ from typing import Any, Literal
 import peewee
 
 from api.db.dialects.categories import Category
-from api.db.dialects.engine import engine_of
+from api.db.dialects.engine import Engine, engine_of
 from api.db.dialects.errors import classify
+from api.db.lease import user_name
 from api.logs import redact, storable
 
 Status = Literal["success", "failed", "skipped"]
@@ -41,7 +43,10 @@ class HistoryRow:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One try at one migration. *status* is ``success``, ``skipped``, ``failed`` or ``rolled_back``."""
+    """One try at one migration.
+
+    *status* is ``success``, ``skipped``, ``failed``, ``rolled_back``, or ``interrupted`` for what is not undone yet.
+    """
 
     migration_name: str
     action: str
@@ -54,6 +59,31 @@ class Attempt:
     statement: str | None = None
     run_by: str | None = None
     host: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recorder:
+    """Makes the rows of one batch: on which engine, in which direction, by whom and when."""
+
+    engine: Engine
+    direction: str
+    batch: str
+
+    def row(self, name: str, checksum: str | None, status: Status, **details: Any) -> HistoryRow:
+        """Return the state of migration *name* as of now."""
+        by = f"{user_name()}@{socket.gethostname()}"[:255]
+        return HistoryRow(name, status, self.engine, utc_now(), checksum=checksum, applied_by=by, **details)
+
+    def attempt(self, name: str, status: str, **details: Any) -> Attempt:
+        """Return a try at migration *name*; *details* may name another action or batch."""
+        who: dict[str, Any] = {"run_by": user_name()[:255], "host": socket.gethostname()[:255]}
+        facts: dict[str, Any] = {
+            "action": self.direction,
+            "db_type": self.engine,
+            "started_at": utc_now(),
+            "batch": self.batch,
+        }
+        return Attempt(name, status=status, **facts | who | details)
 
 
 HISTORY = peewee.Table("migration_history", [field.name for field in fields(HistoryRow)])
@@ -116,7 +146,7 @@ def _models(database: peewee.Database) -> tuple[type[peewee.Model], type[peewee.
 
 
 def create_tables(database: peewee.Database) -> None:
-    """Create both tables, and add the columns that an older release did not know.
+    """Create both tables, and add what is missing of them: an older release's, or those of a boot that was killed.
 
     Call it under the migration lock: CREATE races on PostgreSQL.
     """
@@ -126,15 +156,27 @@ def create_tables(database: peewee.Database) -> None:
             model.create_table(safe=False)
         else:
             _add_missing_columns(database, model)
+            _add_missing_indexes(database, model)
 
 
 def _add_missing_columns(database: peewee.Database, model: type[peewee.Model]) -> None:
     table = model._meta.table_name
-    standing = {column.name for column in database.get_columns(table)}
+    # Asked of the table itself: the servers' own catalogues take longer.
+    standing = {column[0] for column in database.execute_sql(f"SELECT * FROM {table} LIMIT 0").description}
     for field in model._meta.sorted_fields:
         if field.column_name not in standing:
             sql, _ = database.get_sql_context().sql(field.ddl(database.get_sql_context())).query()
             database.execute_sql(f"ALTER TABLE {table} ADD COLUMN {sql}")
+
+
+def _add_missing_indexes(database: peewee.Database, model: type[peewee.Model]) -> None:
+    # Elsewhere the tables and their indexes come in one transaction, here each by itself.
+    standing = database.get_indexes(model._meta.table_name)
+    shapes = [(index.columns, index.unique) for index in standing]
+    for index in model._meta.fields_to_index():
+        shape = ([field.column_name for field in index._expressions], index._unique)
+        if shape not in shapes and index._name not in {each.name for each in standing}:
+            database.execute(index.safe(False))
 
 
 def read_states(database: peewee.Database) -> dict[str, str] | None:
@@ -200,11 +242,32 @@ def write(database: peewee.Database, rows: Sequence[HistoryRow], attempts: Seque
             _insert(database, "migration_attempt", attempts)
 
 
-def _insert(database: peewee.Database, table: str, rows: Sequence[HistoryRow] | Sequence[Attempt]) -> None:
+def write_failure(database: peewee.Database, rows: Sequence[HistoryRow], attempts: Sequence[Attempt]) -> None:
+    """Do as ``write``, but leave a row that is done: another process has applied it since we lost the lock."""
+    with database.atomic():
+        if rows:
+            history = HISTORY.bind(database)
+            named = history.migration_name.in_([row.migration_name for row in rows])
+            history.delete().where(named & history.status.not_in(sorted(DONE))).execute()
+            _insert(database, "migration_history", rows, unless_there=True)
+        if attempts:
+            _insert(database, "migration_attempt", attempts)
+
+
+def _insert(
+    database: peewee.Database,
+    table: str,
+    rows: Sequence[HistoryRow] | Sequence[Attempt],
+    unless_there: bool = False,
+) -> None:
     # One statement of our own: peewee's takes longer to build for a hundred rows than the server to run.
     names = [field.name for field in fields(rows[0])]
     one = f"({', '.join([database.param] * len(names))})"
     sql = f"INSERT INTO {table} ({', '.join(names)}) VALUES {', '.join([one] * len(rows))}"
+    if unless_there:
+        # The unique index decides, not a look: another session's row may be committed between the two.
+        is_mysql = isinstance(database, peewee.MySQLDatabase)
+        sql += f" ON DUPLICATE KEY UPDATE {names[0]} = {table}.{names[0]}" if is_mysql else " ON CONFLICT DO NOTHING"
     database.execute_sql(sql, [_kept(getattr(row, name)) for row in rows for name in names])
 
 

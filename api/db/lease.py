@@ -304,14 +304,18 @@ def read_by_row(run: Run) -> Holder | None:
     return Holder(*row) if row else None
 
 
-def end_frozen(run: Run, lock_name: str) -> None:
+# MySQL's information_schema.processlist fails as a whole (error 3854) while any session runs an emoji (MySQL 9.7).
+SESSIONS: dict[str, str] = {"mysql": "performance_schema.processlist", "mariadb": "information_schema.processlist"}
+
+
+def end_frozen(run: Run, engine: Engine, lock_name: str) -> None:
     """End the session that holds GET_LOCK *lock_name* if it is idle and its process gave no sign of life of late.
 
     Its process is frozen, or its host is gone without a word. A session with a statement running is left alone: the
     statement ends by itself, and only then is the schema at rest.
     """
     sql = (
-        "SELECT p.id FROM information_schema.processlist p "
+        f"SELECT p.id FROM {SESSIONS[engine]} p "
         "WHERE p.id = IS_USED_LOCK(%s) AND p.command = 'Sleep' AND p.time >= %s AND NOT EXISTS ("
         "SELECT 1 FROM migration_lease l LEFT JOIN migration_heartbeat h USING (token) "
         f"WHERE l.session = p.id AND {ALIVE})"
@@ -332,24 +336,22 @@ class Heartbeat:
         self._database = database
         self._token = token
         self._progress: tuple[str | None, int] = (None, 0)
-        self._wake, self._ended = threading.Event(), threading.Event()
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="migration-heartbeat", daemon=True)
         self._thread.start()
 
     def tell(self, holder: Holder) -> None:
-        """Let waiters know the progress now."""
+        """Let waiters know the progress with the next beat: a write for each migration would cost it a flush."""
         self._progress = (holder.migration, holder.number)
-        self._wake.set()
 
     def end(self) -> None:
         """Stop. A server that does not answer keeps the thread, but not the caller for long."""
         self._ended.set()
-        self._wake.set()
         self._thread.join(STALE_S)
 
     def _beat(self) -> None:
         # Who took the lease has just given a sign of life; many find nothing to do and are gone before the next.
-        self._wake.wait(HEARTBEAT_S)
+        self._ended.wait(HEARTBEAT_S)
         while not self._ended.is_set():
             try:
                 with closing(dial(self._database)) as connection:
@@ -365,6 +367,5 @@ class Heartbeat:
             "WHERE id = 1 AND token = %s"
         )
         while not self._ended.is_set():
-            self._wake.clear()
             run(sql, (*self._progress, self._token))
-            self._wake.wait(HEARTBEAT_S)
+            self._ended.wait(HEARTBEAT_S)

@@ -7,23 +7,19 @@ awaited inside the server: a blocking wait on PostgreSQL deadlocks with CREATE I
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field
-from datetime import datetime
-from pathlib import Path
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import peewee
 import structlog
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 
-from api.db import lease
+from api.db import lease, lock_file
 from api.db.dialects.categories import TRAITS, Category
 from api.db.dialects.engine import Engine
 from api.db.dialects.errors import classify
@@ -56,7 +52,7 @@ def migrating(
     if engine == "sqlite":
         held = _on_sqlite(database, waiting, mine, transactional)
     elif engine != "postgres":
-        held = _on_mysql(database, waiting, mine)
+        held = _on_mysql(database, engine, waiting, mine)
     elif transactional:
         held = _on_postgres(database, waiting, mine)
     else:
@@ -145,7 +141,7 @@ class _Waiting:
             if waited_s - self.said_s >= SAY_EVERY_S:
                 self.said_s = waited_s
                 holder = look()
-                facts = {f"holder_{name}": value for name, value in _facts(holder).items()} if holder else {}
+                facts = {f"holder_{name}": value for name, value in lock_file.facts(holder).items()} if holder else {}
                 log.warning(
                     "waiting for another process to finish migrating",
                     holder=str(holder) if holder else None,
@@ -154,10 +150,6 @@ class _Waiting:
                 )
             time.sleep(POLL_S)
         return got
-
-
-def _facts(holder: Holder) -> dict[str, Any]:
-    return asdict(holder) | {"since": holder.since.isoformat(timespec="seconds")}
 
 
 # PostgreSQL ----------------------------------------------------------------------------------------------------
@@ -245,16 +237,16 @@ def _answers(run: Run) -> bool:
 
 
 @contextmanager
-def _on_mysql(database: peewee.Database, waiting: _Waiting, mine: Holder) -> Iterator[Lease]:
+def _on_mysql(database: peewee.Database, engine: Engine, waiting: _Waiting, mine: Holder) -> Iterator[Lease]:
     run = database.execute_sql
     # GET_LOCK names are server-wide and 64 characters at most (MySQL error 4163): the database's name goes in hashed.
     name = "plinth:" + hashlib.sha256(str(database.database).lower().encode()).hexdigest()[:32]
     cluster = dict(run("SHOW VARIABLES LIKE 'wsrep_on'").fetchall()).get("wsrep_on") == "ON"
 
     def look() -> Holder | None:
-        if not lease.has_row(run, "mysql"):
+        if not lease.has_row(run, engine):
             return None
-        lease.end_frozen(run, name)
+        lease.end_frozen(run, engine, name)
         return lease.read_by_row(run)
 
     with _in_step(run) if cluster else nullcontext():
@@ -319,7 +311,7 @@ def _on_sqlite(database: peewee.Database, waiting: _Waiting, mine: Holder, trans
         got = Lease(mine, lambda holder: None, lambda: True)
         if path:
             file = held.enter_context(_locked_file(f"{path}-migrate", waiting))
-            got.tell = lambda holder: _write_holder(file, holder)
+            got.tell = lambda holder: lock_file.write_holder(file, holder)
             got.tell(mine)
         if transactional:
             held.enter_context(_immediate(database, waiting))
@@ -330,11 +322,9 @@ def _on_sqlite(database: peewee.Database, waiting: _Waiting, mine: Holder, trans
 def _locked_file(path: str, waiting: _Waiting) -> Iterator[int]:
     """Lock the file at *path*, made for it and removed afterwards; yields its descriptor."""
     try:
-        file = waiting.until(lambda: _lock(path), lambda: _read_holder(path))
+        file = waiting.until(lambda: lock_file.take(path), lambda: lock_file.read_holder(path))
     except OSError as exc:
-        raise MigrationError(
-            f"cannot lock {path!r} beside the database: {exc.strerror}", hint="let this user write in its folder"
-        ) from exc
+        raise lock_file.refusal(path, exc) from exc
     try:
         yield file
     finally:
@@ -342,34 +332,6 @@ def _locked_file(path: str, waiting: _Waiting) -> Iterator[int]:
         with suppress(OSError):
             os.unlink(path)
         os.close(file)
-
-
-def _lock(path: str) -> int | None:
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(file), os.stat(path)):
-            return file
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    except BaseException:
-        os.close(file)
-        raise
-    os.close(file)
-    return None
-
-
-def _write_holder(file: int, holder: Holder) -> None:
-    os.pwrite(file, json.dumps(_facts(holder)).encode() + b"\n", 0)
-
-
-def _read_holder(path: str) -> Holder | None:
-    # What an earlier, longer line left stands after the end of the first one.
-    try:
-        facts = json.loads(Path(path).read_bytes().partition(b"\n")[0])
-        return Holder(**facts | {"since": datetime.fromisoformat(facts["since"])})
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # not written yet, or being written
 
 
 @contextmanager

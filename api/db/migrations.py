@@ -317,6 +317,11 @@ def pending_migrations(directory: Path | None = None, database: Any = None, targ
     return _up_to(target, _pending(done, _files(directory)))
 
 
+def is_interrupted(database: Any = None) -> bool:
+    """Say whether a batch waits to be undone or finished: the schema may be between two releases. One query."""
+    return history.look(unwrap(database or DB))[1]
+
+
 def migration_parts(directory: Path | None, names: Sequence[str]) -> list[list[Migration]]:
     """Load *names* and return the parts in which they would run: ``atomic = False`` splits a batch."""
     return batch.parts_of(files.load_named(_files(directory), names))

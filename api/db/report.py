@@ -11,7 +11,7 @@ from typing import Any
 from api.db.files import Migration, line_in
 from api.db.history import Attempt
 from api.db.journal.undo import Recovered
-from api.db.results import BatchResult, Ran
+from api.db.results import BatchResult, Failure, Ran
 from api.db.status import MigrationState
 from api.exceptions import AADAPError, MigrationFailedError
 from api.logs import redact
@@ -22,11 +22,17 @@ Row = tuple[str, ...]
 
 
 def batch_document(result: BatchResult, error: AADAPError | None = None) -> dict[str, Any]:
-    """Return what ``up --json`` prints: ``{"batch", "applied", "failed", "rolled_back", "pending", "duration_ms"}``."""
+    """Return what ``up --json`` prints: *result* as a document, and the *error* that it ended with.
+
+    ``{"batch", "applied", "failed", "stuck", "rolled_back", "pending", "duration_ms"}``; *stuck* is the error that
+    keeps the batch from being undone: none of it is rolled back yet then.
+    """
+    stuck = result.failure.stuck if result.failure else None
     return {
         "batch": result.batch or None,
         "applied": [_ran_document(ran) for ran in result.applied],
         "failed": _failed_document(result, error),
+        "stuck": stuck.as_dict() if stuck else None,
         "rolled_back": list(result.rolled_back),
         "pending": list(result.pending),
         "duration_ms": result.duration_ms,
@@ -44,8 +50,11 @@ def _failed_document(result: BatchResult, error: AADAPError | None) -> dict[str,
     return {"name": result.failure.migration.name, "error": error.as_dict()}
 
 
-def status_document(states: Sequence[MigrationState]) -> dict[str, Any]:
-    """Return ``{"migrations": [{"name", "state", "applied_at", "duration_ms", "error"}], "pending": n}``."""
+def status_document(states: Sequence[MigrationState], interrupted: bool) -> dict[str, Any]:
+    """Return ``{"migrations": [{"name", "state", "applied_at", "duration_ms", "error"}], "pending", "interrupted"}``.
+
+    *pending* is how many are; *interrupted* says whether a batch waits to be undone or finished.
+    """
     migrations = [
         {
             "name": each.name,
@@ -56,7 +65,8 @@ def status_document(states: Sequence[MigrationState]) -> dict[str, Any]:
         }
         for each in states
     ]
-    return {"migrations": migrations, "pending": sum(each.state in TO_DO for each in states)}
+    pending = sum(each.state in TO_DO for each in states)
+    return {"migrations": migrations, "pending": pending, "interrupted": interrupted}
 
 
 def history_document(attempts: Sequence[Attempt]) -> dict[str, Any]:
@@ -80,19 +90,23 @@ def history_document(attempts: Sequence[Attempt]) -> dict[str, Any]:
     }
 
 
-def plan_document(parts: Sequence[Sequence[Migration]]) -> dict[str, Any]:
-    """Return ``{"migrations": [{"name", "part", "atomic"}]}``: the order, and which run as one transaction."""
+def plan_document(parts: Sequence[Sequence[Migration]], interrupted: bool) -> dict[str, Any]:
+    """Return ``{"migrations": [{"name", "part", "atomic"}], "interrupted"}``: the order, and what runs as a whole."""
     return {
         "migrations": [
             {"name": migration.name, "part": number, "atomic": migration.atomic}
             for number, part in enumerate(parts, 1)
             for migration in part
-        ]
+        ],
+        "interrupted": interrupted,
     }
 
 
 def recovered_document(recovered: Sequence[Recovered]) -> dict[str, Any]:
-    """Return ``{"recovered": [{"batch", "direction", "action", "statements"}]}``; *action*: undone or finished."""
+    """Return ``{"recovered": [{"batch", "direction", "action", "statements", "left_alone"}]}``.
+
+    *action* is undone or finished; *left_alone* is how many rows were not put back.
+    """
     return {"recovered": [asdict(each) for each in recovered]}
 
 
@@ -128,7 +142,7 @@ def history_rows(attempts: Sequence[Attempt]) -> list[Row]:
 def plan_rows(parts: Sequence[Sequence[Migration]]) -> list[Row]:
     """Return ``(migration, part, kind)``."""
     return [
-        (migration.name, str(number), "transaction" if migration.atomic else "atomic = False")
+        (migration.name, str(number), "as a whole" if migration.atomic else "atomic = False")
         for number, part in enumerate(parts, 1)
         for migration in part
     ]
@@ -143,21 +157,46 @@ def failure_rows(error: MigrationFailedError) -> list[Row]:
     if failure.statement:
         rows.append(("statement", shortened(failure.statement)))
     rows.append(("state", state_text(result)))
-    return [*rows, ("what to do", error.hint)]
+    # First what keeps the batch from being undone, then what made it fail.
+    hints = [failure.stuck.hint, error.hint] if failure.stuck else [error.hint]
+    return [*rows, *zip(("what to do", "then"), hints, strict=False)]
 
 
 def state_text(result: BatchResult) -> str:
     """Say what stands after a failure, without pretending."""
-    stands = f"{len(result.applied)} applied before it stand; " if result.applied else ""
     failure = result.failure
-    if failure is not None and failure.stands:
-        return f"{stands}NOT rolled back: {failure.migration.name} committed by itself; what it did before that stands"
-    if failure is not None and not failure.migration.atomic:
-        return f"{stands}{failure.migration.name} has `atomic = False`: what it did stays, and is not sent again"
-    if failure is not None and failure.stuck is not None:
-        return f"{stands}NOT undone yet: {failure.stuck.message}; the next `up` tries again before anything else"
+    assert failure is not None
+    before = [ran for ran in result.applied if ran.name != failure.migration.name]
+    stands = f"{len(before)} applied before it stand; " if before else ""
+    return stands + (_what_stays(result, failure) or _what_is_undone(result, failure))
+
+
+def _what_stays(result: BatchResult, failure: Failure) -> str | None:
+    name = failure.migration.name
+    if failure.elsewhere:
+        done = "applied" if result.direction == "up" else "reverted"
+        ours = "rolled back here, but " if failure.migration.atomic else ""
+        return f"{ours}another process has {done} {', '.join(failure.elsewhere)} meanwhile: that stands"
+    if failure.stands:
+        return f"NOT rolled back: {name} committed by itself; what it did before that stands"
+    if not failure.migration.atomic:
+        if name in {ran.name for ran in result.applied}:
+            return f"{name} ran to its end, stands and is recorded"
+        return f"{name} has `atomic = False`: what it did stays, and is not sent again"
+    if failure.stuck is not None:
+        return f"NOT undone yet: {failure.stuck.message}; the next `up` tries again before anything else"
+    return None
+
+
+def _what_is_undone(result: BatchResult, failure: Failure) -> str:
     undone = f", {len(result.rolled_back)} with it" if result.rolled_back else ""
-    return f"{stands}rolled back{undone}: schema and data are as before"
+    return f"rolled back{undone}: schema and data are as before{left_alone_text(failure.left_alone)}"
+
+
+def left_alone_text(number: int) -> str:
+    """Say how many rows an undo did not put back; nothing when it put back all."""
+    rows = "1 row that another session has" if number == 1 else f"{number} rows that other sessions have"
+    return f", but for {rows} changed since: see the log" if number else ""
 
 
 def shortened(statement: str) -> str:

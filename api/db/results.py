@@ -30,7 +30,8 @@ class Failure:
 
     *statement* is ``None`` when Python failed, after *number* statements. *at_commit* means that every migration had
     ended by then. *stands* means that the migration itself committed what it had done so far. *stuck* is why the batch
-    is not undone yet.
+    is not undone yet; *left_alone* is how many rows the undo left, as other sessions had changed them since.
+    *elsewhere* are those of its part that another process has done since the lock was lost.
     """
 
     migration: Migration
@@ -41,6 +42,8 @@ class Failure:
     at_commit: bool = False
     stands: bool = False
     stuck: AADAPError | None = None
+    left_alone: int = 0
+    elsewhere: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +59,23 @@ class BatchResult:
     duration_ms: int = 0
 
 
+class BatchInterrupted(KeyboardInterrupt):
+    """The keyboard ended a batch, which was then undone like a failed one; *result* says what stands."""
+
+    def __init__(self, result: BatchResult) -> None:
+        super().__init__("interrupted by the keyboard")
+        self.result = result
+
+
 def batch_error(result: BatchResult, engine: Engine) -> MigrationFailedError:
     """Return *result*'s failure as an error: which migration, at which statement, what the server said, what to do."""
     failure = result.failure
     assert failure is not None
     said, hint = told(failure.cause, engine, failure.statement)
+    if failure.elsewhere:
+        hint = (
+            f"run it again: another process has done {', '.join(failure.elsewhere)} meanwhile; `status` tells the rest"
+        )
     error = MigrationFailedError(f"{failure.migration.name} failed {_place(failure)}: {said}", result=result, hint=hint)
     error.__cause__ = failure.cause
     return error

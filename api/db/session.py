@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import peewee
+import pymysql
+import structlog
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INERROR
 
 from api.db.dialects.categories import Category
@@ -17,6 +19,8 @@ from api.db.dialects.engine import Engine
 from api.db.dialects.errors import classify
 from api.db.rebuild import foreign_key_violations, refuse_new_violations
 from api.exceptions import MigrationError
+
+log = structlog.get_logger(__name__)
 
 # Not counted when a failure says "at its 3rd statement": they change nothing.
 READS = re.compile(
@@ -114,6 +118,17 @@ def _strict_session(database: peewee.Database, engine: Engine, timeout_s: float)
             database.execute_sql(assign, before)
 
 
+def _refuse_open_transaction(database: peewee.Database, depth: int) -> None:
+    """Raise when the migration left open what it had begun: more transactions than *depth*, which are forgotten."""
+    left_open = database.transaction_depth() - depth
+    for _ in range(left_open):
+        database.pop_transaction()
+    if left_open > 0:
+        raise MigrationError(
+            "the migration left a transaction open", hint="use `with db.atomic():` instead of session_start()"
+        )
+
+
 def refuse_ended_transaction(database: peewee.Database, engine: Engine) -> None:
     """Raise when the migration swallowed an error, or committed by itself: COMMIT would then be a silent ROLLBACK."""
     connection = database.connection()
@@ -132,6 +147,30 @@ def refuse_ended_transaction(database: peewee.Database, engine: Engine) -> None:
             "the migration ended the batch's transaction by itself",
             hint="leave COMMIT and ROLLBACK out, or set `atomic = False` in the file",
         )
+
+
+def call_migration(
+    function: Callable[..., Any],
+    migrator: Any,
+    database: peewee.Database,
+    engine: Engine,
+    statements: Statements,
+    transactional: bool,
+) -> None:
+    """Call a migration's *function*, and note in *statements* what it raised. Raises when it left a transaction odd."""
+    depth = database.transaction_depth()
+    try:
+        function(migrator, database)
+        _refuse_open_transaction(database, depth)
+        if transactional:
+            refuse_ended_transaction(database, engine)
+    except SystemExit as exc:
+        error = MigrationError(f"the migration called sys.exit({exc.code!r})", hint="raise an error instead")
+        statements.end(error)
+        raise error from exc
+    except (Exception, KeyboardInterrupt) as exc:
+        statements.end(exc)
+        raise
 
 
 class Statements:
@@ -188,10 +227,32 @@ def watch(database: peewee.Database) -> Iterator[Statements]:
 
 
 def hang_up(database: peewee.Database) -> None:
-    """Close this thread's connection, lost as it may be, whatever transaction peewee believes to be open."""
+    """Close this thread's connection, lost as it may be, whatever transaction peewee believes to be open.
+
+    A pool does not get it back: what the migration set in that session would meet the next borrower.
+    """
     while database.transaction_depth():
         database.pop_transaction()
-    database.close()
+    # The migration may have closed the driver's connection by itself, which closes only once.
+    with suppress(peewee.PeeweeException, pymysql.err.Error):
+        getattr(database, "manual_close", database.close)()
+
+
+def on_a_working_connection(
+    database: peewee.Database, engine: Engine, cause: Exception, write: Callable[[], None]
+) -> None:
+    """Write the record of a failure, over a new connection where the old one is lost; never hide the failure itself."""
+    try:
+        write()
+    except peewee.PeeweeException as lost:
+        try:
+            hang_up(database)
+            database.connect()
+            write()
+        except peewee.PeeweeException as exc:
+            # A server that takes no writes has just said so, as the failure itself.
+            tell = log.debug if classify(exc, engine).category is classify(cause, engine).category else log.critical
+            tell("the failed migration could not be recorded", reason=str(exc), before=str(lost))
 
 
 def ms_since(started: float) -> int:

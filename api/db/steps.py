@@ -1,9 +1,10 @@
 """Resume a migration with ``atomic = False``: each statement that it sent is a step, and a done step is not sent again.
 
-A step is recorded in the transaction of its own statement, so that it is done and recorded or neither. A statement
-that refuses a transaction (CREATE INDEX CONCURRENTLY, VACUUM; DDL on MySQL and MariaDB) is recorded as begun before
-it and as done after; if a crash fell between, the live schema says which it was. Steps are told apart by their text
-and by how often it came before; reads, SET and the migration's own BEGIN and COMMIT are none.
+A step is recorded in the transaction of its own statement, with what the server answered, so that it is done and
+recorded or neither; a resume replays the answer. A statement that refuses a transaction (CREATE INDEX CONCURRENTLY,
+VACUUM; DDL on MySQL and MariaDB) is recorded as begun before it and as done after; if a crash fell between, the live
+schema says which it was. Steps are told apart by their text and by how often it came before; reads, SET and the
+migration's own BEGIN and COMMIT are none.
 """
 
 from __future__ import annotations
@@ -11,16 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import peewee
-import psycopg2
 import structlog
-from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 
 from api.db.dialects.categories import Category
 from api.db.dialects.engine import Engine
@@ -28,129 +25,226 @@ from api.db.dialects.errors import classify
 from api.db.journal import snapshot
 from api.db.journal.link import Link
 from api.db.journal.reading import read
+from api.db.lease import Lease
 from api.db.schema import quote
-from api.exceptions import StatementRefusedError
+from api.db.step_answer import Answer
+from api.exceptions import MigrationError, MigrationLockError, StatementRefusedError
 from api.logs import redact, storable
 
 log = structlog.get_logger(__name__)
 
+LEAD = r"(?:\s|(?:--|#)[^\n]*\n|/\*.*?\*/)*"
 NO_STEP = re.compile(
-    r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(?:SELECT|SHOW|PRAGMA|EXPLAIN|DESCRIBE|DESC|SET|RESET|BEGIN|START|COMMIT|END|ROLLBACK"
-    r"|SAVEPOINT|RELEASE|DISCARD|LOCK|UNLOCK|FETCH|CLOSE|USE)\b",
+    rf"(?:{LEAD}\()*{LEAD}(?:SELECT|VALUES|TABLE|SHOW|PRAGMA|EXPLAIN|DESCRIBE|DESC|SET|RESET|BEGIN|START|COMMIT|END"
+    r"|ROLLBACK|SAVEPOINT|RELEASE|DISCARD|LOCK|UNLOCK|DECLARE|FETCH|MOVE|CLOSE|PREPARE|DEALLOCATE|ATTACH|DETACH|USE)\b",
     re.IGNORECASE | re.DOTALL,
 )
-ROWS_ONLY = re.compile(r"\s*(?:INSERT|UPDATE|DELETE|REPLACE)\b", re.IGNORECASE)
-CONCURRENT_INDEX = re.compile(
-    r"\s*CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+(?:IF\s+NOT\s+EXISTS\s+)?(?P<index>\"(?:[^\"]|\"\")+\"|\w+)\s+ON\b",
+WITH = re.compile(rf"(?:{LEAD}\()*{LEAD}WITH\b", re.IGNORECASE | re.DOTALL)
+NO_WORDS = re.compile(r"'(?:[^'\\]|''|\\.)*'|\"[^\"]*\"|`[^`]*`|--[^\n]*|/\*.*?\*/|\s+", re.DOTALL)
+# FOR UPDATE only locks, and REPLACE( and INSERT( are functions.
+WRITES = re.compile(
+    r"\b(?:INSERT|REPLACE|MERGE)\b(?! ?\()[ \w]*?\bINTO\b|\bDELETE\b[ \w.,]*?\bFROM\b"
+    r"|(?<!FOR )(?<!KEY )\bUPDATE\b(?! ?\()",
     re.IGNORECASE,
 )
-CONCURRENT = re.compile(r"\bCONCURRENTLY\b", re.IGNORECASE)
-INVALID = """
-SELECT n.nspname, c.relname FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
-JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE NOT i.indisvalid AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname = ANY (current_schemas(false))"""
+INTO_TABLE = re.compile(r"[ (]*(?:SELECT|WITH)\b.*?\bINTO\b", re.IGNORECASE | re.DOTALL)
+ROWS_ONLY = re.compile(rf"{LEAD}(?:WITH|INSERT|UPDATE|DELETE|REPLACE|LOAD)\b", re.IGNORECASE | re.DOTALL)
+NAME = r"(?:\"(?:[^\"]|\"\")+\"|[\w$]+)"
+CONCURRENT_INDEX = re.compile(
+    rf"{LEAD}CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+(?:(?:IF\s+NOT\s+EXISTS\s+)?(?P<index>{NAME})\s+)?"
+    rf"ON\s+(?:ONLY\s+)?(?P<table>{NAME}(?:\s*\.\s*{NAME})?)",
+    re.IGNORECASE | re.DOTALL,
+)
+INDEXES = """
+SELECT n.nspname, c.relname, i.indisvalid FROM pg_catalog.pg_index i
+JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE i.indrelid = to_regclass({})"""
+MISSING = frozenset(
+    {Category.MISSING_TABLE, Category.MISSING_COLUMN, Category.MISSING_INDEX, Category.MISSING_CONSTRAINT}
+)
+
+# Who has lost the lease commits no step after another has read the steps: both hold this for their transaction.
+STEP_LOCK = int.from_bytes(hashlib.sha256(b"plinth:step").digest()[:8], signed=True)
+STEP_LOCK_TIMEOUT = "30s"
+LOCK_STEPS = f"SELECT pg_advisory_xact_lock({STEP_LOCK})"
 
 KEY_LENGTH = 8_000
+MOST_TOLD = 20
 COLUMNS = (
     "migration_name VARCHAR(255) NOT NULL, position INTEGER NOT NULL, statement TEXT NOT NULL, "
-    "state VARCHAR(8) NOT NULL, stood TEXT"
+    "state VARCHAR(8) NOT NULL, stood {text}, answer {text}, PRIMARY KEY (migration_name, position)"
 )
+STEP = "migration_name = {} AND position = {}"
 MYSQL = " ENGINE=InnoDB CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
+# Without a rowid of its own, a step leaves SQLite's last_insert_rowid() alone.
+ENDINGS: dict[Engine, str] = {"postgres": "", "sqlite": " WITHOUT ROWID", "mysql": MYSQL, "mariadb": MYSQL}
+
+
+class Call(NamedTuple):
+    """A statement to be sent: *run* sends it, *answer* tells afterwards what it answered, *replay* tells that again."""
+
+    run: Callable[[], Any]
+    answer: Callable[[], Answer]
+    replay: Callable[[Answer], Any]
+
+
+class Found(NamedTuple):
+    """A step that an earlier run has left: *stood* is what stood before it, *answer* what it answered, as text."""
+
+    place: int
+    text: str
+    state: str
+    stood: str | None
+    answer: str | None
 
 
 class Steps:
     """The steps of one migration: what an earlier run has done, and what this one does.
 
-    *send* sends a statement past the hook and returns the rows that it answers with; *is_open* says whether a
-    transaction is open. *resumed* says whether an earlier run has left steps, *skipped* how many were not sent again.
+    *of* is the migration and the lease under which it runs. *send* sends a statement past the hook and returns the rows
+    that it answers with; *is_open* says whether a transaction is open. *resumed* says whether an earlier run has left
+    steps, *skipped* which were not sent again.
     """
 
     def __init__(
         self,
         database: peewee.Database,
         engine: Engine,
-        migration: str,
+        of: tuple[str, Lease],
         send: Callable[[str, Sequence[Any]], list[tuple[Any, ...]]],
         is_open: Callable[[], bool],
     ) -> None:
         self.database = database
         self.engine = engine
-        self.migration = migration
+        self.migration, self.lease = of
         self.is_open = is_open
-        self.skipped = 0
+        self.skipped: list[str] = []
         self._send = send
         self._seen: Counter[str] = Counter()
-        found = self.sql(
-            "SELECT position, statement, state, stood FROM migration_step WHERE migration_name = {}", migration
-        )
-        self._before = {(text, n): (place, state, was) for text, n, place, state, was in _counted(found)}
+        found = self._found()
+        self._before = {(each.text, n): each for each, n in _counted(found)}
         self.resumed = bool(found)
-        self._next = max((row[0] for row in found), default=0) + 1
+        self._next = max((each.place for each in found), default=0) + 1
+
+    def _found(self) -> list[Found]:
+        if self.engine == "postgres":
+            self.sql(f"SELECT set_config('lock_timeout', '{STEP_LOCK_TIMEOUT}', true); {LOCK_STEPS}")
+        sql = "SELECT position, statement, state, stood, answer FROM migration_step WHERE migration_name = {}"
+        return [Found(*row) for row in self.sql(sql, self.migration)]
 
     def sql(self, text: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """Send *text*, each ``{}`` a parameter, past the hook."""
-        return self._send(text.format(*[self.database.param] * len(parameters)), parameters)
+        return self._send(text.format(*[self.database.param] * text.count("{}")), parameters)
 
-    def step(self, text: str, run: Callable[[], Any], skip: Callable[[], Any]) -> Any:
-        """Return what *run* returns, which sends *text*, or what *skip* does if an earlier run has done the step."""
-        if NO_STEP.match(text):
-            return run()
+    def step(self, text: str, call: Call) -> Any:
+        """Send *text* by *call*, or replay its answer if an earlier run has done the step; return what *call* does."""
+        if is_read(text, self.engine):
+            return call.run()
         key = _key(text)
         self._seen[key] += 1
-        place, state, before = self._before.get((key, self._seen[key]), (None, "", None))
-        if state == "done" or (state == "begun" and self._was_done(text, before)):
-            self.skipped += 1
-            if place is not None and state == "begun":
-                self._mark_done(place)
-            return skip()
-        if place is None:
+        found = self._before.get((key, self._seen[key]))
+        if found is not None and (found.state == "done" or self._was_done(text, found.stood)):
+            return self._skip(found, call)
+        if found is None:
             place, self._next = self._next, self._next + 1
-        return self._run(key, text, place, run)
+            return self._run(key, text, place, call)
+        self.sql(f"DELETE FROM migration_step WHERE {STEP}", self.migration, found.place)
+        return self._run(key, text, found.place, call)
 
-    def _run(self, key: str, text: str, place: int, run: Callable[[], Any]) -> Any:
+    def _skip(self, found: Found, call: Call) -> Any:
+        if found.state == "begun":
+            self._mark_done(found.place, Answer())
+        answer = Answer.read(found.answer)
+        self.skipped.append(_short(found.text))
+        tell = log.warning if len(self.skipped) <= MOST_TOLD else log.debug
+        tell("an earlier run has done this statement: it is not sent again", statement=self.skipped[-1])
+        if answer.rows is None:
+            raise MigrationError(
+                f"an earlier run has done {self.skipped[-1]!r}, and the rows that it answered with were not kept: they "
+                "were too many, or of an unknown type",
+                hint="take back by hand what the statement did, then let it be sent again: DELETE FROM migration_step "
+                f"WHERE migration_name = '{self.migration}' AND position = {found.place}",
+            )
+        return call.replay(answer)
+
+    def _run(self, key: str, text: str, place: int, call: Call) -> Any:
         if self.is_open():
-            answer = run()
-            self._record(place, key, "done")
-            return answer
+            return self._run_and_record(key, place, call)
         if self.engine in ("mysql", "mariadb") and not ROWS_ONLY.match(text):
-            return self._run_alone(key, text, place, run)
+            return self._run_alone(key, text, place, call)
         self.sql("BEGIN")
         try:
-            answer = run()
-            self._record(place, key, "done")
+            returned = self._run_and_record(key, place, call)
         except Exception as exc:
             self.sql("ROLLBACK")
             if classify(exc, self.engine).category is not Category.INSIDE_TRANSACTION:
                 raise
-            return self._run_alone(key, text, place, run)
+            return self._run_alone(key, text, place, call)
         except BaseException:
             self.sql("ROLLBACK")
             raise
         self.sql("COMMIT")
-        return answer
+        return returned
 
-    def _run_alone(self, key: str, text: str, place: int, run: Callable[[], Any]) -> Any:
-        self._record(place, key, "begun", self._look(text))
-        answer = run()
-        self._mark_done(place)
-        return answer
+    def _run_and_record(self, key: str, place: int, call: Call) -> Any:
+        returned = call.run()
+        self._record(Found(place, key, "done", None, call.answer().text()))
+        return returned
 
-    def _record(self, place: int, key: str, state: str, before: str | None = None) -> None:
-        self.sql("DELETE FROM migration_step WHERE migration_name = {} AND position = {}", self.migration, place)
-        columns = "migration_name, position, statement, state, stood"
-        sql = f"INSERT INTO migration_step ({columns}) VALUES ({{}}, {{}}, {{}}, {{}}, {{}})"
-        self.sql(sql, self.migration, place, key, state, before)
+    def _run_alone(self, key: str, text: str, place: int, call: Call) -> Any:
+        if not self.lease.holds():
+            raise _lost_lock()
+        self._record(Found(place, key, "begun", self._look(text), None))
+        returned = call.run()
+        self._mark_done(place, call.answer())
+        return returned
 
-    def _mark_done(self, place: int) -> None:
-        sql = "UPDATE migration_step SET state = 'done' WHERE migration_name = {} AND position = {}"
-        self.sql(sql, self.migration, place)
+    def _record(self, step: Found) -> None:
+        """Write *step* while the lease is ours: on PostgreSQL who takes it over waits for this transaction."""
+        condition, parameters = self.lease.condition
+        dual = " FROM DUAL" if self.engine in ("mysql", "mariadb") else ""
+        self.sql(
+            f"{LOCK_STEPS + '; ' if self.engine == 'postgres' else ''}INSERT INTO migration_step "
+            "(migration_name, position, statement, state, stood, answer) "
+            f"SELECT {{}}, {{}}, {{}}, {{}}, {{}}, {{}}{dual} WHERE {condition}",
+            *(self.migration, *step, *parameters),
+        )
+        if not self.sql(f"SELECT 1 FROM migration_step WHERE {STEP}", self.migration, step.place):
+            raise _lost_lock()
+
+    def _mark_done(self, place: int, answer: Answer) -> None:
+        sql = f"UPDATE migration_step SET state = 'done', answer = {{}} WHERE {STEP}"
+        self.sql(sql, answer.text(), self.migration, place)
+
+    def explaining(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return *function*, whose error says what was skipped where that may be why something is missing."""
+
+        def run(*args: Any) -> Any:
+            try:
+                return function(*args)
+            except Exception as exc:
+                if not self.skipped or classify(exc, self.engine).category not in MISSING:
+                    raise
+                raise self._explained(exc) from exc
+
+        return run
+
+    def _explained(self, exc: Exception) -> MigrationError:
+        found = classify(exc, self.engine)
+        return MigrationError(
+            f"{found.code}: {found.server_message} (statements that an earlier run has done, and that were not sent "
+            f"again: {len(self.skipped)})",
+            hint=f"{found.remedy}. If what the earlier run did was taken back since, in {self.skipped[0]!r} or a later "
+            f"step, forget them: DELETE FROM migration_step WHERE migration_name = '{self.migration}'",
+        )
 
     # Whether a begun step was done -----------------------------------------------------------------------------
 
     def _look(self, text: str) -> str | None:
         """Return what stands before a statement that refuses a transaction, as far as it tells later whether it ran."""
         if self.engine == "postgres":
-            return json.dumps(self._invalid()) if CONCURRENT.search(text) else None
+            match = CONCURRENT_INDEX.match(text)
+            return json.dumps(self._indexes(match["table"])) if match else None
         definitions = self._definitions(text)
         return None if definitions is None else json.dumps(definitions)
 
@@ -165,18 +259,24 @@ class Steps:
         return bool(definitions != json.loads(before))
 
     def _index_was_built(self, text: str, before: str | None) -> bool:
-        known = [tuple(each) for each in json.loads(before or "[]")]
-        for schema, index in self._invalid():
-            if (schema, index) not in known:
-                log.warning("an index that a crash left half built is dropped", index=index)
-                self.sql(f"DROP INDEX CONCURRENTLY IF EXISTS {quote(self.database, schema, index)}")
         match = CONCURRENT_INDEX.match(text)
         if match is None:
             return False
-        return self.sql("SELECT to_regclass({})", match["index"])[0][0] is not None
+        name = match["index"]
+        known = [] if name else [tuple(each) for each in json.loads(before or "[]")]
+        built = False
+        for schema, index, is_valid in self._indexes(match["table"]):
+            if name and index != _unquoted(name):
+                continue
+            if is_valid:
+                built = built or bool(name)
+            elif (schema, index, is_valid) not in known:
+                log.warning("an index that a crash left half built is dropped", index=index)
+                self._send(f"DROP INDEX CONCURRENTLY IF EXISTS {quote(self.database, schema, index)}", ())
+        return built
 
-    def _invalid(self) -> list[tuple[str, str]]:
-        return [(schema, index) for schema, index in self.sql(INVALID)]
+    def _indexes(self, table: str) -> list[tuple[str, str, bool]]:
+        return [(schema, index, is_valid) for schema, index, is_valid in self.sql(INDEXES, table)]
 
     def _definitions(self, text: str) -> dict[str, str | None] | None:
         try:
@@ -198,111 +298,45 @@ def _key(text: str) -> str:
     )
 
 
-def _counted(rows: Sequence[Sequence[Any]]) -> Iterator[tuple[str, int, int, str, str | None]]:
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else text[:200] + "…"
+
+
+def _unquoted(name: str) -> str:
+    return name[1:-1].replace('""', '"') if name.startswith('"') else name.lower()
+
+
+def _lost_lock() -> MigrationLockError:
+    return MigrationLockError(
+        "the migration lock was lost while the migration ran: its last statement was taken back, or not sent",
+        hint="another process may go on with it: run `status`, then `up` once more",
+    )
+
+
+def is_read(text: str, engine: Engine) -> bool:
+    """Say whether *text* changes nothing durable. A WITH is told by the verbs in it."""
+    is_with = WITH.match(text) is not None
+    if not is_with and (NO_STEP.match(text) is None or engine != "postgres"):
+        return NO_STEP.match(text) is not None
+    words = NO_WORDS.sub(" ", text)
+    creates = engine == "postgres" and INTO_TABLE.match(words) is not None
+    return not creates and not (is_with and WRITES.search(words))
+
+
+def _counted(found: Sequence[Found]) -> Iterator[tuple[Found, int]]:
     seen: Counter[str] = Counter()
-    for place, text, state, before in sorted(rows, key=lambda row: int(row[0])):
-        seen[text] += 1
-        yield text, seen[text], place, state, before
+    for each in sorted(found):
+        seen[each.text] += 1
+        yield each, seen[each.text]
 
 
 def create_table(database: peewee.Database, engine: Engine) -> None:
     """Create ``migration_step`` where it is missing. Call it under the migration lock."""
     if not database.table_exists("migration_step"):
-        database.execute_sql(
-            f"CREATE TABLE migration_step ({COLUMNS})" + (MYSQL if engine in ("mysql", "mariadb") else "")
-        )
+        columns = COLUMNS.format(text="MEDIUMTEXT" if engine in ("mysql", "mariadb") else "TEXT")
+        database.execute_sql(f"CREATE TABLE migration_step ({columns}){ENDINGS[engine]}")
 
 
 def forget(database: peewee.Database, migration: str) -> None:
     """Delete the steps of *migration*: it is recorded as a whole."""
     database.execute_sql(f"DELETE FROM migration_step WHERE migration_name = {database.param}", (migration,))
-
-
-@contextmanager
-def resumable(database: peewee.Database, engine: Engine, migration: str) -> Iterator[Steps]:
-    """Make each statement that this thread's connection is sent during the block a step of *migration*."""
-    hook = {"postgres": _on_postgres, "sqlite": _on_sqlite}.get(engine, _on_mysql)
-    with hook(database, engine, migration) as steps:
-        yield steps
-    if steps.skipped:
-        log.info("an interrupted migration was resumed", name=migration, steps_done_before=steps.skipped)
-
-
-@contextmanager
-def _on_postgres(database: peewee.Database, engine: Engine, migration: str) -> Iterator[Steps]:
-    connection = database.connection()
-    plain = connection.cursor_factory
-
-    def send(sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
-        with connection.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
-            cursor.execute(sql, parameters or None)
-            return list(cursor.fetchall()) if cursor.description else []
-
-    steps = Steps(
-        database, engine, migration, send, lambda: connection.get_transaction_status() != TRANSACTION_STATUS_IDLE
-    )
-
-    class StepCursor(plain or psycopg2.extensions.cursor):  # type: ignore[misc]
-        def execute(self, query: Any, vars: Any = None) -> Any:
-            text = self.mogrify(query, vars).decode("utf-8", "replace")
-            real = super().execute
-            return steps.step(text, lambda: real(query, vars), lambda: real("SELECT WHERE false"))
-
-        def executemany(self, query: Any, vars_list: Any) -> None:
-            for each in vars_list:
-                self.execute(query, each)
-
-    connection.cursor_factory = StepCursor
-    try:
-        yield steps
-    finally:
-        connection.cursor_factory = plain
-
-
-@contextmanager
-def _on_sqlite(database: peewee.Database, engine: Engine, migration: str) -> Iterator[Steps]:
-    """See what goes through peewee; a statement of ``connection().execute`` passes by: its class takes no hook."""
-    connection: sqlite3.Connection = database.connection()
-
-    def send(sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
-        return connection.execute(sql, tuple(parameters)).fetchall()
-
-    steps = Steps(database, engine, migration, send, lambda: connection.in_transaction)
-
-    class StepCursor(sqlite3.Cursor):
-        def execute(self, sql: str, parameters: Any = ()) -> Any:
-            real = super().execute
-            text = f"{sql} -- {parameters!r}" if parameters else sql
-            return steps.step(text, lambda: real(sql, parameters), lambda: real("SELECT 1 WHERE 0"))
-
-    database.cursor = lambda *args, **kwargs: database.connection().cursor(StepCursor)
-    try:
-        yield steps
-    finally:
-        del database.cursor
-
-
-@contextmanager
-def _on_mysql(database: peewee.Database, engine: Engine, migration: str) -> Iterator[Steps]:
-    link = Link(database.connection())
-    plain = link.connection.query
-    steps = Steps(database, engine, migration, link.rows, lambda: link.in_transaction)
-
-    def query(sql: str | bytes, unbuffered: bool = False) -> Any:
-        if link.own:
-            return plain(sql, unbuffered)
-        text = sql.decode("utf8", "surrogateescape") if isinstance(sql, bytes) else sql
-        answers: list[Any] = []
-
-        def run(sent: str | bytes = sql) -> Any:
-            touched = plain(sent, unbuffered)
-            answers.append(link.answer)
-            return touched
-
-        touched = steps.step(text, run, lambda: run("DO 0"))
-        # What the cursor reads next is the answer to its own statement, not to ours.
-        link.answer = answers[-1]
-        return touched
-
-    with link.hooked(query):
-        yield steps

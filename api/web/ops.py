@@ -15,7 +15,7 @@ from flask import Blueprint
 
 from api.db.connection import open_database
 from api.db.dialects.connecting import driver_code
-from api.db.migrations import pending_migrations
+from api.db.migrations import is_interrupted, pending_migrations
 from api.exceptions import MigrationFileError
 from api.settings import Settings
 from api.web.inputs import Answer
@@ -85,6 +85,7 @@ class Readiness:
         try:
             self._database.connect()
             pending = pending_migrations(self._directory, self._database)
+            interrupted = is_interrupted(self._database)
         except MigrationFileError as exc:
             return Verdict("the migrations cannot be read", {"code": exc.error_code})
         except Exception as exc:  # noqa: BLE001 - whatever went wrong, the answer is "not ready" and why
@@ -92,6 +93,8 @@ class Readiness:
             return Verdict(UNREACHABLE, {"code": _code(exc)})
         finally:
             self._database.manual_close()
+        if interrupted:
+            return Verdict("an interrupted migration waits for `up` or `recover`", {"pending": pending})
         return Verdict("pending migrations", {"pending": pending}) if pending else Verdict()
 
 

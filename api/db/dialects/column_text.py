@@ -167,12 +167,16 @@ def scan(text: str, *, backslashes: bool) -> Iterator[Token]:
     """
     depth, opened = 0, 0
     for match in (MYSQL_TOKEN if backslashes else SQLITE_TOKEN).finditer(text):
-        depth += (match.group() == "(") - (match.group() == ")")
-        if depth == 0:
-            start = opened if match.group() == ")" else match.start()
-            yield Token(text[start : match.end()], start, match.end())
-        elif depth == 1 and match.group() == "(":
-            opened = match.start()
+        token = match.group()
+        if token == "(":
+            opened = match.start() if depth == 0 else opened
+            depth += 1
+        elif token == ")":
+            depth -= 1
+            if depth == 0:
+                yield Token(text[opened : match.end()], opened, match.end())
+        elif depth == 0:
+            yield Token(token, match.start(), match.end())
 
 
 def tokens_of(text: str, *, backslashes: bool) -> list[str]:

@@ -134,7 +134,7 @@ class _Way:
         blocks = re.compile(r" KEY_BLOCK_SIZE=\d+")
         lines = ((self.now.keys[name], line) for name, line in self._to_add("key").items() if name in self.now.keys)
         same_but_blocks = any(blocks.sub("", one) == blocks.sub("", other) for one, other in lines)
-        return same_but_blocks or any(map(_is_cut, self._dropped()))
+        return same_but_blocks or any(map(is_cut, self._dropped()))
 
     # Keys, foreign keys and checks --------------------------------------------------------------------------------
 
@@ -251,7 +251,8 @@ class _Way:
                 yield f"{name}={new[name] if name in new else _without(name)}"
 
 
-def _is_cut(name: str) -> bool:
+def is_cut(name: str) -> bool:
+    """Say whether MySQL would cut *name* within a character as it drops that column."""
     return not name.isascii() and len(name.encode()) > BYTES_KEPT
 
 

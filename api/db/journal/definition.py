@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal, TypeVar
 
 from api.db.dialects.column_text import parse_definition, scan, unquote
@@ -243,6 +244,8 @@ def _sorted_items(body: str) -> dict[Kind, list[str]]:
     return kinds
 
 
+# Most lines of a table are as they were before its last ALTER.
+@lru_cache(maxsize=4096)
 def _kind_of(item: str) -> Kind:
     words = words_of(item)
     if words[0].startswith("`"):
@@ -254,6 +257,7 @@ def _kind_of(item: str) -> Kind:
     raise unknown(item)
 
 
+@lru_cache(maxsize=4096)
 def _read_column(item: str, default: str) -> Column:
     first = next(scan(item, backslashes=True))
     text = item[first.end :].strip()

@@ -8,13 +8,16 @@ INSERT without names see the table as if the column were gone.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
-from api.db.dialects.column_text import ColumnText, names_in, parse_definition, tokens_of
+from api.db.dialects.column_text import ColumnText, parse_definition, tokens_of
 from api.db.dialects.engine import Engine
-from api.db.dialects.types import Fit, compare_types, parse_type
+from api.db.dialects.types import parse_type
 from api.db.journal.definition import Column, TableDefinition, parse
+from api.db.journal.images import exact
 from api.db.journal.link import Link, name
+from api.db.journal.printed import columns_in
 from api.db.journal.snapshot import definitions
 from api.db.journal.statement import Action, AlterTable, Clause
 from api.db.journal.store import PREFIX
@@ -35,6 +38,8 @@ NUMBERS = frozenset(
 )
 STRINGS = frozenset({"char", "varchar", "binary", "varbinary"})
 LARGE = re.compile(r"(tiny|medium|long)?(text|blob)")
+LONGEST_NAME = 64
+COPIED_KEYS = ("PRIMARY", "UNIQUE", "KEY")
 DROPS = {Action.DROP_COLUMN, Action.DROP_INDEX, Action.DROP_FOREIGN_KEY, Action.DROP_CONSTRAINT}
 
 REFERRED = """
@@ -42,7 +47,7 @@ SELECT constraint_name, table_name FROM information_schema.key_column_usage
 WHERE referenced_table_schema = DATABASE() AND referenced_table_name = %s AND referenced_column_name = %s"""
 REFERRING = """
 SELECT table_name, constraint_name FROM information_schema.referential_constraints
-WHERE constraint_schema = DATABASE() AND referenced_table_name = %s"""
+WHERE constraint_schema = DATABASE() AND referenced_table_name = %s LIMIT 9999"""
 REMEDY = "set `atomic = False` in the migration's file: it then runs outside the batch, without undo"
 
 
@@ -50,11 +55,13 @@ REMEDY = "set `atomic = False` in the migration's file: it then runs outside the
 class Burial:
     """A dropped column's or table's replacement: the statement that renames it away, and what is left to send.
 
-    *columns* maps the graves to the columns' own names; *rest* is the statement without what is done already.
+    *columns* maps the graves to the columns' own names; *names* are what *sql* names, in lower case: it changes nothing
+    else. *rest* is the statement without what is done already.
     """
 
     sql: str
     columns: dict[str, str]
+    names: frozenset[str]
     rest: str | None
 
 
@@ -73,21 +80,22 @@ def bury_columns(link: Link, engine: Engine, alter: AlterTable, definition: str,
     table = parse(definition)
     for column in graves:
         _refuse_tied(link, alter, table, column)
-    after = parse(_rehearse(link, alter, table))
+    after = _rehearse(link, alter, table)
     clauses = [clause.text for clause in alter.clauses if clause.action in DROPS - {Action.DROP_COLUMN}]
-    said = {(clause.name or "").lower() for clause in alter.clauses if clause.action in DROPS}
-    clauses += [f"DROP INDEX {name(key)}" for key in _changed(table.keys, after.keys) if key.lower() not in said]
-    # A copy's checks have names of their own.
-    bodies = {_body(line) for line in after.checks.values()}
-    gone = [check for check, line in table.checks.items() if _body(line) not in bodies and check.lower() not in said]
+    said = _released(alter)
+    changed = _changed(table.keys, after.keys)
+    clauses += [f"DROP INDEX {name(key)}" for key in changed if key.lower() not in said]
+    gone = [check for check in table.checks if check not in after.checks and check.lower() not in said]
     clauses += [f"DROP CONSTRAINT {name(check)}" for check in gone]
-    clauses += [f"ADD {after.keys[key]}" for key in _changed(table.keys, after.keys) if key in after.keys]
+    clauses += [f"ADD {after.keys[key]}" for key in changed if key in after.keys]
     clauses += [_burying(link, engine, table, column, grave) for column, grave in graves.items()]
     buried = {column.lower() for column in graves}
+    dropped = [clause.name or "" for clause in alter.clauses if clause.action in DROPS]
     clauses += [clause.text for clause in alter.clauses if _is_drop_of_generated(clause, buried, table)]
     return Burial(
         f"ALTER TABLE {name(alter.table)} {', '.join(clauses)}",
         {grave: column for column, grave in graves.items()},
+        frozenset(each.lower() for each in [*graves, *graves.values(), *dropped, *changed, *gone]),
         _rest(alter),
     )
 
@@ -98,8 +106,10 @@ def _is_drop_of_generated(clause: Clause, buried: set[str], table: TableDefiniti
     return clause.action is Action.DROP_COLUMN and dropped in names - buried
 
 
-def _body(check: str) -> str:
-    return check[check.upper().index(" CHECK ") :]
+def _released(alter: AlterTable) -> set[str]:
+    """Return what *alter* drops beside columns, in lower case; a key may be called as a column is."""
+    dropping = DROPS - {Action.DROP_COLUMN}
+    return {(clause.name or "").lower() for clause in alter.clauses if clause.action in dropping}
 
 
 def _changed(before: dict[str, str], after: dict[str, str]) -> list[str]:
@@ -116,45 +126,69 @@ def _refuse_tied(link: Link, alter: AlterTable, table: TableDefinition, column: 
     where = f"column {column!r} of {alter.table!r}"
     if ("key", "PRIMARY") in table.mentions(column):
         raise StatementRefusedError(f"{where} is part of the primary key: its drop cannot be undone", hint=REMEDY)
-    released = {(clause.name or "").lower() for clause in alter.clauses if clause.action in DROPS}
+    released = _released(alter)
     for kind, key in table.mentions(column):
         if kind == "foreign key" and key.lower() not in released:
             raise StatementRefusedError(
                 f"{where} is needed by the foreign key {key!r}",
                 hint="drop the foreign key first, in the same migration",
             )
-    for key, child in link.rows(REFERRED, (alter.table, column)):
+    # What a foreign key refers to has an index, and to ask takes as long as the server has tables.
+    has_index = any(kind == "key" for kind, _ in table.mentions(column))
+    for key, child in link.rows(REFERRED, (alter.table, column)) if has_index else ():
         raise StatementRefusedError(
             f"{where} is needed by the foreign key {key!r} of {child!r}", hint="drop that foreign key first"
         )
 
 
-def _rehearse(link: Link, alter: AlterTable, table: TableDefinition) -> str:
-    """Drop on an empty temporary copy, which no other session sees, and return what the copy's definition becomes."""
+def _rehearse(link: Link, alter: AlterTable, table: TableDefinition) -> TableDefinition:
+    """Drop on an empty temporary copy, which no other session sees, and return what the table becomes."""
     if table.partitions:
         raise StatementRefusedError(
             f"{alter.table!r} is partitioned: the drop of a column cannot be tried beforehand", hint=REMEDY
         )
+    # What a temporary table cannot have: foreign keys, FULLTEXT keys (MySQL 1796), compressed rows (MariaDB 4047).
+    apart = {key: line for key, line in table.keys.items() if not line.startswith(COPIED_KEYS)}
+    kept = [*(line for key, line in table.keys.items() if key not in apart), *table.checks.values()]
+    items = [f"{name(column.name)} {column.text}" for column in table.columns] + kept
+    missing = {key.lower() for key in [*apart, *table.foreign_keys]} - {key.lower() for key in table.checks}
+    clauses = [c.text for c in alter.clauses if c.action in DROPS and not _is_missing(c, missing)]
     copy = name(f"{PREFIX}_rehearsal")
-    # Foreign keys are not copied.
-    keys = {key.lower() for key in table.foreign_keys}
-    clauses = [c.text for c in alter.clauses if c.action in DROPS and (c.name or "").lower() not in keys]
     link.execute(f"DROP TEMPORARY TABLE IF EXISTS {copy}")
-    link.execute(f"CREATE TEMPORARY TABLE {copy} LIKE {name(alter.table)}")
+    with exact(link):
+        link.execute(
+            f"CREATE TEMPORARY TABLE {copy} ({', '.join(items)}) ENGINE=InnoDB DEFAULT CHARSET={table.charset}"
+        )
     try:
         link.execute(f"ALTER TABLE {copy} {', '.join(clauses)}")
         printed = str(link.rows(f"SHOW CREATE TABLE {copy}")[0][1])
     finally:
         link.execute(f"DROP TEMPORARY TABLE {copy}")
-    return printed.replace("CREATE TEMPORARY TABLE", "CREATE TABLE", 1)
+    after = parse(printed.replace("CREATE TEMPORARY TABLE", "CREATE TABLE", 1))
+    return replace(after, keys=after.keys | dict(_left_of(apart, after)))
+
+
+def _is_missing(clause: Clause, missing: set[str]) -> bool:
+    return clause.action is not Action.DROP_COLUMN and (clause.name or "").lower() in missing
+
+
+def _left_of(keys: dict[str, str], after: TableDefinition) -> Iterator[tuple[str, str]]:
+    """Yield what becomes of *keys*, by name, once a table has only the columns that *after* has."""
+    for key, line in keys.items():
+        columns = columns_in(line)
+        left = [name(column) for column in columns if after.column(column)]
+        listed = f"({','.join(map(name, columns))})"
+        if left:
+            yield key, line.replace(listed, f"({','.join(left)})")
 
 
 def _burying(link: Link, engine: Engine, table: TableDefinition, column: str, grave: str) -> str:
-    text = parse_definition(_column(table, column).text, named=False, backslashes=True)
+    text = parse_definition(column_of(table, column).text, named=False, backslashes=True)
     return f"CHANGE COLUMN {name(column)} {name(grave)} {hidden(link, engine, str(_optional(text, engine)))}"
 
 
-def _column(table: TableDefinition, wanted: str) -> Column:
+def column_of(table: TableDefinition, wanted: str) -> Column:
+    """Return the column that the table is known to have."""
     column = table.column(wanted)
     assert column is not None, "the caller took the name from the table"
     return column
@@ -183,7 +217,7 @@ def _without_check(text: ColumnText) -> ColumnText:
 
 def zero_of(text: ColumnText, engine: Engine) -> str | None:
     """Return a DEFAULT for the type of *text*, ``None`` where none is known to fit."""
-    kind = parse_type(_type(text), engine).kind
+    kind = parse_type(type_in(text), engine).kind
     if kind.startswith("enum("):
         return tokens_of(kind[5:-1], backslashes=True)[0]
     if kind in NUMBERS:
@@ -203,110 +237,9 @@ def hidden(link: Link, engine: Engine, definition: str) -> str:
     return definition if not able or "INVISIBLE" in definition.upper() else f"{definition} INVISIBLE"
 
 
-def refuse_lost(alter: AlterTable, table: TableDefinition) -> None:
-    """Refuse what would lose values in a way that nothing here can keep them from."""
-    for clause in alter.clauses:
-        column = table.column(clause.name or "") if clause.action is Action.CHANGE_COLUMN else None
-        words = [token.upper() for token in tokens_of(clause.definition or "", backslashes=True)]
-        if column and not column.generated and {"AS", "GENERATED"} & set(words):
-            raise StatementRefusedError(
-                f"{column.name!r} of {alter.table!r} would become a generated column and lose its values",
-                hint="add the generated column under another name, then drop this one",
-            )
-        if clause.name == "PRIMARY" and clause.action is Action.PART:
-            group = next(token for token in tokens_of(clause.text, backslashes=True) if token.startswith("("))
-            keyed = {column.lower() for column in names_in(group)}
-            null = [each.name for each in table.columns if each.name.lower() in keyed and not is_required(each)]
-            if null:
-                raise StatementRefusedError(
-                    f"{null[0]!r} of {alter.table!r} may be NULL, and a primary key would fill it without a word",
-                    hint="make it NOT NULL first, in a statement of its own",
-                )
-
-
-def is_required(column: Column) -> bool:
-    """Say whether *column* is NOT NULL."""
-    return "NOT NULL" in " ".join(tokens_of(column.text, backslashes=True)).upper()
-
-
-# Types that lose values ----------------------------------------------------------------------------------------
-
-
-def is_lossy(clause: Clause, table: TableDefinition, engine: Engine) -> bool:
-    """Say whether a changed column may lose values: its new type is not known to hold all of the old one's."""
-    column = table.column(clause.name or "")
-    if column is None or column.generated or clause.definition is None:
-        return False
-    old = parse_definition(column.text, named=False, backslashes=True)
-    new = parse_definition(clause.definition, named=False, backslashes=True)
-    fit = compare_types(parse_type(_type(old), engine), parse_type(_type(new), engine), engine)
-    if _appends(_type(old), _type(new)):
-        return False
-    characters = _charset(column.collation or ""), _charset(_collation(new) or table.collation)
-    if _is_unpadded(_type(old), _type(new), engine):
-        fit = Fit.SHORTER
-    narrowed = column.collation is not None and characters[0] != characters[1] != "utf8mb4"
-    return narrowed or fit not in (Fit.SAME, Fit.SHORTER)
-
-
-def _type(text: ColumnText) -> str:
+def type_in(text: ColumnText) -> str:
+    """Return the type alone of a column's definition."""
     return " ".join(text.tokens[text.start : text.start + text.kind])
-
-
-def _appends(old: str, new: str) -> bool:
-    """Say whether *new* is the ENUM or SET *old* with more at its end."""
-    is_list = re.match(r"(?i)(enum|set)\b", old) and old[:3].lower() == new[:3].lower()
-    return bool(is_list) and new.rstrip(" )").replace(", ", ",").startswith(old.rstrip(" )").replace(", ", ","))
-
-
-def _is_unpadded(old: str, new: str, engine: Engine) -> bool:
-    """Say whether a CHAR becomes a VARCHAR that holds as much: its spaces at the end were never kept."""
-    char, varchar = parse_type(old, engine), parse_type(new, engine)
-    return (char.kind, varchar.kind) == ("char", "varchar") and (char.length or 1) <= (varchar.length or 0)
-
-
-def _collation(text: ColumnText) -> str | None:
-    """Return the collation, or else the character set, that a definition says."""
-    words = [token.lower() for token in text.tokens]
-    for first, offset in (("collate", 1), ("charset", 1), ("character", 2)):
-        if first in words:
-            return words[words.index(first) + offset]
-    return None
-
-
-def _charset(collation: str) -> str:
-    return collation.partition("_")[0]
-
-
-def keep_beside(
-    link: Link, engine: Engine, alter: AlterTable, clause: Clause, table: TableDefinition, grave: str
-) -> tuple[str, str]:
-    """Return the two statements that change a column's type and keep its old values in *grave*.
-
-    The first adds a stored column that the server computes from the old one, so that other sessions' writes are in
-    it; the second makes it a plain column as it changes the type, in one ALTER: no write falls between.
-    Raises ``StatementRefusedError`` where the server takes no such column.
-    """
-    column = _column(table, clause.name or "")
-    where = f"changing the type of {column.name!r} in {alter.table!r} can lose values, and"
-    if clause.new_name and clause.new_name.lower() != column.name.lower():
-        raise StatementRefusedError(f"{where} it renames it too", hint="use two statements: the rename, then the type")
-    if column.name.lower() in {each.lower() for each in table.primary_key} or "AUTO_INCREMENT" in column.text.upper():
-        raise StatementRefusedError(f"{where} it is the table's key", hint=REMEDY)
-    if any(kind in ("foreign key", "check", "column", "partitions") for kind, _ in table.mentions(column.name)):
-        raise StatementRefusedError(f"{where} a key, a check or another column depends on it", hint=REMEDY)
-    typed = type_of(column)
-    computed = hidden(link, engine, f"{typed} GENERATED ALWAYS AS ({name(column.name)}) STORED")
-    plain = f"MODIFY COLUMN {name(grave)} {hidden(link, engine, f'{typed} NULL')}"
-    added = f"ALTER TABLE {name(alter.table)} ADD COLUMN {name(grave)} {computed}"
-    return added, alter.rebuilt([*(each.text for each in alter.clauses), plain])
-
-
-def type_of(column: Column) -> str:
-    """Return a column's type with its character set and collation, and nothing else."""
-    text = parse_definition(column.text, named=False, backslashes=True)
-    collation = re.findall(r"CHARACTER SET \w+|COLLATE \w+", str(text))
-    return " ".join([_type(text), *collation])
 
 
 # Tables --------------------------------------------------------------------------------------------------------
@@ -317,11 +250,23 @@ def bury_tables(tables: dict[str, str]) -> str:
     return "RENAME TABLE " + ", ".join(f"{name(table)} TO {name(grave)}" for table, grave in tables.items())
 
 
-def refuse_referred(link: Link, tables: dict[str, str]) -> None:
+def refuse_long_names(table: TableDefinition) -> None:
+    """Refuse to drop a table with a foreign key or check that could not be made again by its name."""
+    for key in [*table.foreign_keys, *table.checks]:
+        if len(key) > LONGEST_NAME:
+            raise StatementRefusedError(
+                f"{key!r} of {table.name!r}, a name that the server made up, is too long to be given again",
+                hint=f"rename the table to something short first, or {REMEDY}",
+            )
+
+
+def refuse_referred(link: Link, tables: dict[str, str], engine: Engine) -> None:
     """Refuse to drop a table that another one's foreign key refers to, as the server would."""
-    for table in tables:
+    for at, table in enumerate(tables):
+        # MariaDB drops them one by one.
+        gone = [*tables][: at + 1] if engine == "mariadb" else tables
         for child, key in link.rows(REFERRING, (table,)):
-            if child not in tables:
+            if child not in gone:
                 raise StatementRefusedError(
                     f"table {table!r} cannot be dropped: the foreign key {key!r} of {child!r} refers to it",
                     hint="drop that foreign key first",

@@ -7,19 +7,21 @@ cursor of its own. ``commit``, ``rollback`` and ``begin`` of the driver pass by:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import peewee
 import pymysql
 
 from api.db.dialects.engine import Engine
-from api.db.journal import graves, rows, snapshot, triggers
+from api.db.journal import graves, losing, rows, snapshot, triggers
+from api.db.journal.born import Born, folded, tables_of
 from api.db.journal.definition import TableDefinition, parse
-from api.db.journal.link import Link, name
+from api.db.journal.link import Link, Memory, name
 from api.db.journal.reading import read
+from api.db.journal.rights import Rights, refuse_missing_rights, require
 from api.db.journal.statement import (
     Action,
     AlterTable,
@@ -37,34 +39,21 @@ from api.db.journal.statement import (
     TemporaryTable,
     Update,
 )
-from api.db.journal.store import Entry, Store
-from api.db.journal.undo import undo_entry
+from api.db.journal.store import OUR_TABLES, Entry, Store
+from api.db.journal.undo import undo_entry, undo_since
 from api.exceptions import MigrationError, StatementRefusedError
 
 ATOMIC_FALSE = "set `atomic = False` in the migration's file: it then runs outside the batch, without undo"
-# Whether an UPDATE changes more than it says: by a trigger, or a column ON UPDATE CURRENT_TIMESTAMP.
-ASIDE = """
-SELECT EXISTS (SELECT 1 FROM information_schema.triggers WHERE event_object_schema = DATABASE()
-               AND event_object_table = %s AND event_manipulation = 'UPDATE')
-    OR EXISTS (SELECT 1 FROM information_schema.columns WHERE table_schema = DATABASE()
-               AND table_name = %s AND LOWER(extra) LIKE '%%on update%%')"""
-
-
-@dataclass(slots=True)
-class Born:
-    """What this batch made: the rows of such a table, and the values of such a column, go with it when it is undone."""
-
-    tables: set[str] = field(default_factory=set)
-    temporary: set[str] = field(default_factory=set)
-    columns: dict[str, set[str]] = field(default_factory=dict)
-
-    def rename(self, old: str, new: str) -> None:
-        """Follow a table that gets another name."""
-        if old in self.tables:
-            self.tables.remove(old)
-            self.tables.add(new)
-        if old in self.columns:
-            self.columns[new] = self.columns.pop(old)
+# Whether a statement on a table changes more than it says: by a trigger, a column ON UPDATE CURRENT_TIMESTAMP, a key
+# that follows.
+TRIGGER = """SELECT EXISTS (SELECT 1 FROM information_schema.triggers
+             WHERE event_object_schema = DATABASE() AND event_object_table = %s)"""
+CLOCK = """SELECT EXISTS (SELECT 1 FROM information_schema.columns WHERE table_schema = DATABASE()
+           AND table_name = %s AND LOWER(extra) LIKE '%%on update%%')"""
+FOLLOWING = """SELECT EXISTS (SELECT 1 FROM information_schema.referential_constraints
+               WHERE unique_constraint_schema = DATABASE() AND referenced_table_name = %s
+                 AND (delete_rule NOT IN ('RESTRICT', 'NO ACTION') OR update_rule NOT IN ('RESTRICT', 'NO ACTION')))"""
+SAVEPOINT = "plinth_rows"
 
 
 class Hook:
@@ -73,17 +62,19 @@ class Hook:
     def __init__(self, store: Store, engine: Engine, undo_rows: int) -> None:
         self.store = store
         self.link: Link = store.link
+        self.memory = Memory(store.link)
         self.engine = engine
         self.undo_rows = undo_rows
         self.born = Born()
+        self.rights = Rights(self.link)
         self._send: Callable[..., Any] = self.link.connection.query
-        self._schema = str(self.link.rows("SELECT DATABASE()")[0][0])
+        self._schema, self._folds = self.link.rows("SELECT DATABASE(), @@lower_case_table_names <> 0")[0]
 
     def query(self, sql: str | bytes, unbuffered: bool = False) -> Any:
         """Stand in for the connection's ``query``. Raises ``StatementRefusedError`` for what cannot be undone."""
         if self.link.own:
             return self._send(sql, unbuffered)
-        text = sql.decode("utf8", "surrogateescape") if isinstance(sql, bytes) else sql
+        text = sql if isinstance(sql, str) else sql.decode("utf8", "surrogateescape")
         statement = read(text)
         if statement.schemas - {self._schema}:
             raise StatementRefusedError(
@@ -92,6 +83,11 @@ class Hook:
             )
         if isinstance(statement, Free):
             return self._send(sql, unbuffered)
+        statement = folded(statement) if self._folds else statement
+        if ours := OUR_TABLES & set(tables_of(statement)):
+            raise StatementRefusedError(
+                f"{min(ours)!r} is a table of the migrations' own", hint="give yours another name"
+            )
         self._journal(statement)
         # What the cursor reads next is the answer to its own statement.
         return self._last
@@ -102,11 +98,11 @@ class Hook:
         self._last = self._send(sql)
 
     def _journal(self, statement: Statement) -> None:
+        if not isinstance(statement, Update | Delete | Insert):
+            self.memory.forget()
         match statement:
             case TemporaryTable():
-                self._run(statement.sql)
-                change = self.born.temporary.difference_update if statement.dropped else self.born.temporary.update
-                change(statement.tables)
+                self._hide(statement)
             case CreateTable():
                 self._create_table(statement)
             case DropTables():
@@ -123,11 +119,32 @@ class Hook:
             case Update() | Delete() | Insert():
                 self._rows(statement)
 
+    def _hide(self, statement: TemporaryTable) -> None:
+        if not statement.dropped:
+            new = [table for table in statement.tables if table not in self.born.temporary]
+            real = [table for table, text in snapshot.definitions(self.link, new).items() if text is not None]
+            if real:
+                raise StatementRefusedError(
+                    f"the temporary table would hide the table {real[0]!r}", hint="give it a name of its own"
+                )
+        self._run(statement.sql)
+        self.born.hide(statement)
+
+    def _refuse_hidden(self, tables: Iterable[str]) -> None:
+        for table in set(tables) & self.born.temporary:
+            raise StatementRefusedError(
+                f"a temporary table has the name {table!r}", hint="drop it first, or give one of them another name"
+            )
+
     # Structure -------------------------------------------------------------------------------------------------
 
     def _write_ahead(self, statement: Statement, before: dict[str, str | None], **facts: Any) -> Entry:
         """Write the entry for *statement* and commit it, with whatever the migration left uncommitted."""
+        self._refuse_hidden(before)
+        refuse_missing_rights(self.rights, statement, before)
+        self.born.is_tied |= "references" in statement.names or isinstance(statement, CreateTrigger)
         explained: dict[str, Any] = {"names": tuple(sorted(statement.names)), "whole": statement.whole}
+        explained["born"] = [table for table in before if table in self.born.tables]
         if "number" not in facts:
             facts["number"] = self.store.next_number()
         entry = Entry(kind=facts.pop("kind", "tables"), statement=statement.sql, before=before, **explained | facts)
@@ -137,13 +154,15 @@ class Hook:
         return entry
 
     def _create_table(self, statement: CreateTable) -> None:
+        self._refuse_hidden([statement.table])
         before = snapshot.definitions(self.link, [statement.table])
-        if before[statement.table] is None:
-            copied = bool({"like", "select"} & statement.names)
-            self._write_ahead(statement, before, whole=copied)
+        if before[statement.table] is not None:
+            self._run(statement.sql)
+            return
+        copied = bool({"like", "select"} & statement.names)
+        entry = self._write_ahead(statement, before, whole=copied)
         self._run(statement.sql)
-        if before[statement.table] is None:
-            self.born.tables.add(statement.table)
+        self.born.tables[statement.table] = entry
 
     def _drop_tables(self, statement: DropTables) -> None:
         named = [table for table in statement.tables if table not in self.born.temporary]
@@ -152,29 +171,33 @@ class Hook:
         missing = [table for table in named if table not in standing]
         if missing and not statement.if_exists:
             self._run("DROP TABLE " + ", ".join(name(table) for table in missing))
-        for table, text in standing.items():
-            self._refuse_other_engine(table, text)
+        for text in standing.values():
+            _refuse_other_engine(parse(text))
+            graves.refuse_long_names(parse(text))
         number = self.store.next_number()
         buried = {table: self.store.grave(number, f"t{at}") for at, table in enumerate(standing)}
-        graves.refuse_referred(self.link, buried)
+        graves.refuse_referred(self.link, buried, self.engine)
         if buried:
             before = {**standing, **dict.fromkeys(buried.values())}
             self._write_ahead(statement, before, number=number, tables=list(buried.items()), whole=True, buried=True)
             self._run(graves.bury_tables(buried))
-            for grave in buried.values():
+            for table, grave in buried.items():
+                self.born.forget(table)
                 release = graves.release(self.link, grave, self.engine)
                 if release:
                     self._run(release)
         rest = [table for table in statement.tables if table in self.born.temporary]
         self._run("DROP TEMPORARY TABLE " + ", ".join(name(table) for table in rest) if rest else "DO 0")
+        self.born.temporary.difference_update(rest)
 
     def _rename_tables(self, statement: RenameTables) -> None:
         pairs = statement.pairs
         touched = list(dict.fromkeys(table for pair in pairs for table in pair))
         before = snapshot.definitions(self.link, touched)
         self._refuse_swap(pairs, before)
-        for table, text in before.items():
-            self._refuse_other_engine(table, text)
+        for text in before.values():
+            if text is not None and snapshot.is_table(text):
+                _refuse_other_engine(parse(text))
         if statement.if_exists:
             pairs = tuple(pair for pair in pairs if before[pair[0]] is not None)
         self._write_ahead(statement, before, tables=list(pairs))
@@ -195,6 +218,13 @@ class Hook:
 
     def _alter(self, statement: AlterTable) -> None:
         if statement.table in self.born.temporary:
+            self._refuse_hidden([statement.table] if statement.new_table else [])
+            self._run(statement.sql)
+            return
+        is_born = statement.table in self.born.tables
+        if is_born:
+            self._widen(statement.table)
+        if is_born and statement.new_table is None:
             self._run(statement.sql)
             return
         before = snapshot.definitions(self.link, [statement.table])
@@ -202,18 +232,30 @@ class Hook:
         if definition is None or not snapshot.is_table(definition):
             self._run(statement.sql)  # the server says what is wrong with it
             return
-        self._refuse_other_engine(statement.table, definition)
         table = parse(definition)
-        graves.refuse_lost(statement, table)
+        _refuse_other_engine(table)
+        if is_born:
+            self._alter_plainly(statement, before, table)
+            return
+        losing.refuse_lost(self.link, statement, table)
         buried = graves.dropped_columns(statement, table)
         changed = [clause for clause in statement.clauses if clause.action is Action.CHANGE_COLUMN]
-        lossy = [clause for clause in changed if graves.is_lossy(clause, table, self.engine)]
+        lossy = [clause for clause in changed if losing.is_lossy(clause, table, self.engine)]
         if buried:
             self._bury_columns(statement, definition, [column.name for column in buried])
         elif lossy:
             self._keep_beside(statement, definition, table, lossy)
         else:
             self._alter_plainly(statement, before, table)
+
+    def _widen(self, table: str) -> None:
+        """Let the undo drop *table*, which this batch made, whatever is made of it from now on."""
+        entry = self.born.tables[table]
+        if not entry.whole:
+            self.born.tables[table] = wider = replace(entry, whole=True)
+            self.store.rewrite(wider)
+            if self.link.in_transaction:
+                self.link.execute("COMMIT")
 
     def _alter_plainly(self, statement: AlterTable, before: dict[str, str | None], table: TableDefinition) -> None:
         columns = {new: old for old, new in statement.renamed_columns.items() if new.lower() != old.lower()}
@@ -224,16 +266,9 @@ class Hook:
             facts["tables"] = [(statement.table, new_table)]
         self._write_ahead(statement, before, **facts)
         self._run(statement.sql)
-        self._note_columns(statement, columns, table)
+        self.born.alter(statement, table)
         if new_table:
             self.born.rename(statement.table, new_table)
-
-    def _note_columns(self, statement: AlterTable, columns: dict[str, str], table: TableDefinition) -> None:
-        born = self.born.columns.setdefault(statement.table, set())
-        born.update(new for new, old in columns.items() if old.lower() in born)
-        standing = {column.name.lower() for column in table.columns}
-        added = [c.name or "" for c in statement.clauses if c.action is Action.ADD_COLUMN]
-        born.update(column.lower() for column in added if column.lower() not in standing)
 
     def _bury_columns(self, statement: AlterTable, definition: str, columns: list[str]) -> None:
         number = self.store.next_number()
@@ -241,9 +276,11 @@ class Hook:
         burial = graves.bury_columns(self.link, self.engine, statement, definition, buried)
         before: dict[str, str | None] = {statement.table: definition}
         facts: dict[str, Any] = {"columns": {statement.table: burial.columns}, "number": number}
-        entry = self._write_ahead(statement, before, whole=True, buried=True, **facts)
+        entry = self._write_ahead(
+            statement, before, names=tuple(sorted(burial.names)), whole=False, buried=True, **facts
+        )
         self._run(burial.sql)
-        self.born.columns.get(statement.table, set()).difference_update(column.lower() for column in columns)
+        self.born.columns.pop(statement.table, None)
         if burial.rest:
             self._run_rest(burial.rest, entry)
 
@@ -251,8 +288,9 @@ class Hook:
         """Send the rest of a statement; it fails as a whole, as the server would have it."""
         try:
             self._journal(read(sql))
-        except pymysql.err.MySQLError:
-            undo_entry(self.store, self.engine, entry)
+        except (pymysql.err.MySQLError, MigrationError):
+            # Newest first: the rest may have written an entry of its own, whose undo ends where this one's begins.
+            undo_since(self.store, self.engine, entry.number)
             raise
 
     def _keep_beside(self, statement: AlterTable, definition: str, table: TableDefinition, lossy: list[Clause]) -> None:
@@ -261,9 +299,10 @@ class Hook:
                 f"{statement.table!r}: one statement changes several types that can lose values",
                 hint="change one column a statement",
             )
+        require(self.rights, "LOCK TABLES", statement.table)
         number = self.store.next_number()
         grave = self.store.grave(number, "c0")
-        add, change = graves.keep_beside(self.link, self.engine, statement, lossy[0], table, grave)
+        add, change = losing.keep_beside(self.link, self.engine, statement, lossy[0], table, grave)
         column = lossy[0].name or ""
         columns = {new: old for old, new in statement.renamed_columns.items() if new.lower() != old.lower()}
         facts: dict[str, Any] = {"columns": {statement.table: columns}, "kept": {column: grave}, "number": number}
@@ -274,7 +313,7 @@ class Hook:
         except pymysql.err.MySQLError:
             undo_entry(self.store, self.engine, entry)
             raise
-        self._note_columns(statement, columns, table)
+        self.born.alter(statement, table)
 
     def _trigger(self, statement: CreateTrigger | DropTrigger) -> None:
         before = triggers.definition(self.link, statement.trigger)
@@ -283,27 +322,18 @@ class Hook:
         self._write_ahead(statement, {statement.trigger: before}, kind="trigger")
         self._run(statement.sql)
 
-    def _refuse_other_engine(self, table: str, definition: str | None) -> None:
-        if definition is None or not snapshot.is_table(definition):
-            return
-        engine = parse(definition).engine
-        if engine.lower() != "innodb":
-            raise StatementRefusedError(
-                f"table {table!r} is kept by {engine}, which undoes nothing after a crash",
-                hint="ALTER TABLE … ENGINE=InnoDB in a migration with `atomic = False`",
-            )
-
     # Rows ------------------------------------------------------------------------------------------------------
 
     def _rows(self, statement: Update | Delete | Insert) -> None:
         if self._is_born(statement):
             self._run(statement.sql)
             return
+        refuse_missing_rights(self.rights, statement, {})
         link, own = self.link, not self.link.in_transaction
-        if own:
-            link.execute("BEGIN")
+        # Refused after it ran, it is taken back also where the migration swallows the refusal.
+        link.execute("BEGIN" if own else f"SAVEPOINT {SAVEPOINT}")
         try:
-            scope = rows.scope_of(link, statement, self.undo_rows)
+            scope = rows.scope_of(link, statement, self.undo_rows, self.memory)
             self._run(statement.sql)
             answer = link.answer
             changed = scope.changes(link, answer[1])
@@ -312,25 +342,36 @@ class Hook:
                 self.store.write(Entry(number, "rows", statement.sql))
                 self.store.write_rows(number, [change.to_json() for change in changed])
         except BaseException:
-            if own:
-                link.execute("ROLLBACK")
+            # A deadlock has ended the transaction, and a lost connection more.
+            with suppress(pymysql.err.MySQLError):
+                link.execute("ROLLBACK" if own else f"ROLLBACK TO SAVEPOINT {SAVEPOINT}")
             raise
-        if own:
-            link.execute("COMMIT")
+        link.execute("COMMIT" if own else f"RELEASE SAVEPOINT {SAVEPOINT}")
         link.answer = answer
 
     def _is_born(self, statement: Update | Delete | Insert) -> bool:
         """Say whether all that *statement* changes goes with the undo of what this batch made."""
-        made = self.born.tables | self.born.temporary
-        if isinstance(statement, Insert):
-            return statement.table in made
-        if statement.target in made:
-            return True
-        if isinstance(statement, Delete) or statement.target is None:
+        target = statement.table if isinstance(statement, Insert) else statement.target
+        if target is None or target in self.born.temporary:
+            return target is not None
+        if target in self.born.tables:
+            return not self.born.is_tied or not self._reaches(target, TRIGGER, FOLLOWING)
+        if not isinstance(statement, Update):
             return False
         columns = {column.lower() for column in statement.columns}
-        born = self.born.columns.get(statement.target, set())
-        return columns <= born and not self.link.rows(ASIDE, (statement.target, statement.target))[0][0]
+        born = self.born.columns.get(target, set())
+        return columns <= born and not self._reaches(target, TRIGGER, CLOCK, FOLLOWING)
+
+    def _reaches(self, table: str, *questions: str) -> bool:
+        return any(self.memory.rows(question, (table,))[0][0] for question in questions)
+
+
+def _refuse_other_engine(table: TableDefinition) -> None:
+    if table.engine.lower() != "innodb":
+        raise StatementRefusedError(
+            f"table {table.name!r} is kept by {table.engine}, which undoes nothing after a crash",
+            hint="ALTER TABLE … ENGINE=InnoDB in a migration with `atomic = False`",
+        )
 
 
 @contextmanager

@@ -32,6 +32,10 @@ BYTES = ("IF({0} IS NULL, NULL, COALESCE(HEX({0}), '!'))", "x'{}'")
 STRING = (BYTES[0], "_{charset} x'{}'")
 # A FLOAT prints 6 digits and a CAST of a DOUBLE 22 characters, both too few (MySQL 9.7); the protocol sends them all.
 REAL = ("{} * 1e0", "{}")
+SHAPES = (
+    *("geometry", "point", "linestring", "polygon", "multipoint", "multilinestring", "multipolygon"),
+    *("geometrycollection", "geomcollection"),
+)
 # How a value is read, and what its literal looks like, by information_schema's data_type.
 FORMS: dict[str, tuple[str, str]] = {
     **dict.fromkeys(("tinyint", "smallint", "mediumint", "int", "bigint", "decimal"), NUMBER),
@@ -46,9 +50,7 @@ FORMS: dict[str, tuple[str, str]] = {
     "json": (BYTES[0].replace("{0}", "CONVERT({0} USING utf8mb4)"), "_utf8mb4 x'{}'"),
     **dict.fromkeys(("binary", "varbinary", "tinyblob", "blob", "mediumblob", "longblob"), BYTES),
     # The server's own form, as mysqldump writes it: SRID and WKB, or the numbers of a vector.
-    **dict.fromkeys(("geometry", "point", "linestring", "polygon"), BYTES),
-    **dict.fromkeys(("multipoint", "multilinestring", "multipolygon"), BYTES),
-    **dict.fromkeys(("geometrycollection", "geomcollection", "vector"), BYTES),
+    **dict.fromkeys((*SHAPES, "vector"), BYTES),
 }
 # Nothing of the session's may bend a value or leave out a row: zero dates, 0 in an AUTO_INCREMENT and 30 February
 # are kept, an hour that a time zone has twice is two, and LIMIT is what we say.
@@ -86,6 +88,11 @@ class Column:
             raise StatementRefusedError(
                 f"a value of {self.name!r} is longer than half of max_allowed_packet, so no copy of it can be kept",
                 hint="raise max_allowed_packet on the server, or set `atomic = False` in the migration's file",
+            )
+        if value == "" and self.kind in SHAPES:
+            raise StatementRefusedError(
+                f"{self.name!r} holds an empty value, no shape, which no statement can write again",
+                hint="UPDATE it to a shape in a migration with `atomic = False`",
             )
         if self.kind == "timestamp" and not float(value):
             return "'0000-00-00 00:00:00'"

@@ -12,6 +12,7 @@ from typing import Any
 
 # PyMySQL keeps the server's last status word (MySQL manual, "Status Flags").
 IN_TRANSACTION = 0x0001
+COUNTER = re.compile(r" AUTO_INCREMENT=\d+")
 
 
 class Link:
@@ -60,7 +61,28 @@ class Link:
 
     @answer.setter
     def answer(self, answer: tuple[Any, int]) -> None:
+        if answer[0] is not self.connection._result:
+            answer[0].has_next = False  # what followed it, as a procedure's results do, was read past meanwhile
         self.connection._result, self.connection._affected_rows = answer
+
+    def answered(self) -> tuple[int, int, tuple[str, ...], tuple[tuple[Any, ...], ...]]:
+        """Return what the last statement answered: rows touched, last id, names of columns, and rows."""
+        result, touched = self.answer
+        return (
+            touched,
+            result.insert_id or 0,
+            tuple(column[0] for column in result.description or ()),
+            result.rows or (),
+        )
+
+    def answer_with(self, touched: int, last_id: int, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
+        """Let the last statement have answered so."""
+        result, _ = self.answer
+        result.affected_rows, result.insert_id = touched, last_id
+        if columns:
+            result.description = tuple((column, *[None] * 6) for column in columns)
+            result.rows, result.field_count = tuple(rows), len(columns)
+        self.answer = result, touched
 
     @property
     def version(self) -> tuple[int, ...]:
@@ -72,6 +94,37 @@ class Link:
     def in_transaction(self) -> bool:
         """Whether a transaction is open on the server, by its own word."""
         return bool(self.connection.server_status & IN_TRANSACTION)
+
+
+class Memory:
+    """What the server said of its schema to one session, which asks again after each DDL statement of its own.
+
+    Another session's ALTER of the table itself is seen too, its trigger or foreign key made meanwhile is not.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self._said: dict[tuple[str, tuple[Any, ...]], list[tuple[Any, ...]]] = {}
+        self._definitions: dict[str, str | None] = {}
+
+    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Return what *sql* selects, or selected when it was asked before."""
+        question = (sql, tuple(parameters))
+        if question not in self._said:
+            self._said[question] = self.link.rows(*question)
+        return self._said[question]
+
+    def compare(self, table: str, definition: str | None) -> None:
+        """Forget everything unless *definition* of *table* is what it was, its counter aside."""
+        definition = definition and COUNTER.sub("", definition)
+        if self._definitions.get(table) != definition:
+            self.forget()
+        self._definitions[table] = definition
+
+    def forget(self) -> None:
+        """Ask anew from now on."""
+        self._said.clear()
+        self._definitions.clear()
 
 
 def name(text: str) -> str:

@@ -17,8 +17,11 @@ from api.exceptions import MigrationError
 STRING = r"'(?:[^'\\]|''|\\.)*'"
 _NAME = r"`(?:[^`]|``)*`"
 _NAMES = re.compile(rf"{STRING}|({_NAME})", re.DOTALL)
-# MySQL prints ``-(5)`` for a constraint as it was made, and ``-5`` once the table was copied.
-_NEGATIVE = re.compile(rf"({STRING}|{_NAME})|-\((\d+(?:\.\d+)?(?:e[+-]?\d+)?)\)", re.DOTALL | re.IGNORECASE)
+# MySQL prints ``-(5)`` and ``_utf8mb4'a'`` for a constraint as it was made, and once the table was copied ``-5`` and
+# ``_latin1'a'``, as the column's character set is.
+_AS_MADE = re.compile(
+    rf"(?:(?<![\w`])_\w+)?({STRING})|({_NAME})|-\((\d+(?:\.\d+)?(?:e[+-]?\d+)?)\)", re.DOTALL | re.IGNORECASE
+)
 _PARTITIONS = re.compile(rf"{STRING}|{_NAME}|(\n(?:/\*!\d+)? ?PARTITION BY )", re.DOTALL)
 _VERSIONED = re.compile(rf"({STRING}|{_NAME})|/\*M?!\d+ ?(.*?) ?\*/", re.DOTALL)
 _OPTION = re.compile(
@@ -88,7 +91,7 @@ def columns_in(line: str) -> tuple[str, ...]:
 
 def canonical(text: str) -> str:
     """Return *text* as it is compared: MySQL prints a constraint otherwise once the table was copied."""
-    return _NEGATIVE.sub(lambda match: match.group(1) or f"-{match.group(2)}", text)
+    return _AS_MADE.sub(lambda match: match.group(1) or match.group(2) or f"-{match.group(3)}", text)
 
 
 def partitions_meaning(partitions: str) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import pymysql
 from pymysql.constants import ER
 
+from api.db.journal.going import Going
 from api.db.journal.images import Change, Key, Row, Shape, exact, find
 from api.db.journal.link import Link, name
-from api.db.journal.shapes import referring, shape_of
+from api.db.journal.shapes import Reference, referring, shape_of, split_references
+from api.db.journal.steady import settings
 from api.exceptions import MigrationError
 
 ROWS_A_STATEMENT = 200
@@ -23,6 +25,7 @@ WAITS = (
 )
 # A row's key, what it is to get (None: it is to go), and whether it stands.
 Want: TypeAlias = tuple[Key, Row | None, bool]
+NOTHING = Going()
 THEN = "then run `python -m api.db.migrations recover`"
 
 
@@ -31,19 +34,21 @@ class Step:
     """What is to be done to some rows of one table, in one statement if the server agrees.
 
     *values* are what each row of *keys* gets: whole rows where they were deleted, the same columns for all where they
-    were changed and still stand (*stands*), None where they were inserted and are to go.
+    were changed and still stand (*stands*), None where they were inserted and are to go. *staying* are, where rows of
+    what the batch made may refer to these, the other foreign keys that do; None where the server checks them all.
     """
 
     shape: Shape
     keys: tuple[Key, ...]
     values: tuple[Row | None, ...]
     stands: bool
+    staying: tuple[Reference, ...] | None = None
 
     def halves(self) -> Iterator[Step]:
         """Give the first and the second half of it."""
         middle = len(self.keys) // 2
         for part in (slice(None, middle), slice(middle, None)):
-            yield Step(self.shape, self.keys[part], self.values[part], self.stands)
+            yield replace(self, keys=self.keys[part], values=self.values[part])
 
     def sql(self) -> str:
         """Return the statement."""
@@ -71,19 +76,20 @@ class Step:
         return f"CASE {' '.join(f'WHEN {self.shape.condition([key])} THEN {value}' for key, value in pairs)} END"
 
 
-def put_back(link: Link, changes: Sequence[Change]) -> list[str]:
+def put_back(link: Link, changes: Sequence[Change], going: Going = NOTHING) -> list[str]:
     """Undo the *changes* that one statement made, in the transaction that is open.
 
-    Of a changed row only the columns that the statement changed are put back. Returns the rows that are left as they
-    are, each with the reason: another session changed them since. Raises ``MigrationError`` when a row stands in the
-    way of one that is to be put back, and PyMySQL's errors; the transaction must then be rolled back.
+    Of a changed row only the columns that the statement changed are put back. Rows of what is *going* afterwards may
+    refer to those that are deleted, and stay as they are. Returns the rows that are left as they are, each with the
+    reason: another session changed them since. Raises ``MigrationError`` when a row stands in the way of one that is
+    to be put back, and PyMySQL's errors; the transaction must then be rolled back.
     """
     left: list[str] = []
     with exact(link):
         steps = [step for table, group in _by_table(changes) for step in _steps(link, table, group, left)]
         # What was inserted goes first, what was deleted comes last: it may need the places of the others.
         steps.sort(key=lambda step: (step.values[0] is not None, not step.stands))
-        _refuse_referred(link, steps)
+        steps = [_checked(link, step, going) if step.values[0] is None else step for step in steps]
         _run(link, steps)
         for step in steps:
             _verify(link, step)
@@ -179,13 +185,16 @@ def _step(shape: Shape, chunk: Sequence[Want]) -> Step:
     return Step(shape, keys, values, stands[0])
 
 
-def _refuse_referred(link: Link, steps: Sequence[Step]) -> None:
-    for step in steps:
-        if step.values[0] is None and (table := referring(link, step.shape, step.keys)):
-            raise MigrationError(
-                f"rows of {table!r} refer to a row of {step.shape.table!r} that is to be deleted, and would go with it",
-                hint=f"delete them or let them refer to another row, {THEN}",
-            )
+def _checked(link: Link, step: Step, going: Going) -> Step:
+    """Return *step*, which deletes, with what it must heed. Refuses it when rows that stay would go with its own."""
+    staying, taken = split_references(link, step.shape.table, going)
+    follow = [each for each in staying if each.follows(frozenset({"DELETE"}), None)]
+    if table := referring(link, step.shape, step.keys, follow):
+        raise MigrationError(
+            f"rows of {table!r} refer to a row of {step.shape.table!r} that is to be deleted, and would go with it",
+            hint=f"delete them or let them refer to another row, {THEN}",
+        )
+    return replace(step, staying=tuple(staying)) if taken else step
 
 
 def _run(link: Link, steps: Sequence[Step]) -> None:
@@ -205,7 +214,7 @@ def _run(link: Link, steps: Sequence[Step]) -> None:
 def _send(link: Link, step: Step) -> Iterator[tuple[Step, pymysql.err.IntegrityError]]:
     """Send *step*, in ever smaller parts where it is refused; give the rows that are, each with the server's reason."""
     try:
-        link.execute(step.sql())
+        _do(link, step)
     except pymysql.err.IntegrityError as exc:
         if exc.args[0] not in WAITS:
             raise
@@ -214,6 +223,17 @@ def _send(link: Link, step: Step) -> Iterator[tuple[Step, pymysql.err.IntegrityE
             return
         for half in step.halves():
             yield from _send(link, half)
+
+
+def _do(link: Link, step: Step) -> None:
+    if step.staying is None:
+        link.execute(step.sql())
+        return
+    if table := referring(link, step.shape, step.keys, step.staying):
+        raise pymysql.err.IntegrityError(ER.ROW_IS_REFERENCED_2, f"rows of {table!r} refer to it")
+    # What else refers to them is dropped by older entries, and must neither hold them nor be followed.
+    with settings(link, {"foreign_key_checks": 0}):
+        link.execute(step.sql())
 
 
 def _verify(link: Link, step: Step) -> None:
@@ -225,5 +245,6 @@ def _verify(link: Link, step: Step) -> None:
             continue
         change = Change(step.shape.table, dict(zip(step.shape.key, key, strict=True)), values, row)
         raise MigrationError(
-            f"{change} was put back, and is not what it was", hint="compare the column's type with the statement's"
+            f"{change} was put back, and is not what it was",
+            hint=f"compare the column's type with the statement's and mend it, {THEN}",
         )

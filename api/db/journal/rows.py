@@ -18,8 +18,9 @@ from pymysql.constants import CLIENT, ER
 from sqlglot import exp
 
 from api.db.journal.images import Change, Key, Row, Shape, exact, find
-from api.db.journal.link import Link, name
+from api.db.journal.link import Link, Memory, name
 from api.db.journal.shapes import Event, shape_of
+from api.db.journal.snapshot import definitions
 from api.db.journal.statement import Delete, Insert, Update
 from api.exceptions import StatementRefusedError
 
@@ -98,15 +99,19 @@ class Scope:
         return affected != found
 
 
-def scope_of(link: Link, statement: Changing, limit: int) -> Scope:
+def scope_of(link: Link, statement: Changing, limit: int, memory: Memory | None = None) -> Scope:
     """Read and lock the rows that *statement* may touch, in the transaction that is open, at most *limit*.
 
-    Raises ``StatementRefusedError`` with the reason where what it does could not be undone. A table that is not
-    there, or is a temporary one, has no rows here: the server says of the one, and nobody undoes the other.
+    What the tables are is asked of *memory*, which knows it if they were touched before. Raises
+    ``StatementRefusedError`` with the reason where what it does could not be undone. A table that is not there, or is
+    a temporary one, has no rows here: the server says of the one, and nobody undoes the other.
     """
     _refuse_weak_isolation(link)
     tables = _targets(statement)
-    found = (shape_of(link, table, *_doing(statement)) for table in tables)
+    if memory is not None:
+        for table, definition in definitions(link, tables).items():
+            memory.compare(table, definition)
+    found = (shape_of(memory or link, table, *_doing(statement)) for table in tables)
     shapes = [shape for shape in found if shape is not None]
     if isinstance(statement, Insert):
         parts = [_inserted(link, statement, shape, limit) for shape in shapes]

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import peewee
 import pymysql
 import structlog
 
 from api.db.dialects.engine import Engine, server_version
+from api.db.dialects.errors import classify
 from api.db.journal import store, undo
 from api.db.journal.hook import Hook, hooked
 from api.db.journal.link import Link
 from api.db.journal.store import Guard, Store
 from api.db.journal.undo import Recovered
+from api.db.lease import Lease
 from api.exceptions import MigrationError, MigrationLockError, MigrationUndoError
 
 log = structlog.get_logger(__name__)
 
+AGAIN = "run `python -m api.db.migrations recover`: the batch stays open and nothing is lost"
+# What a session that was ended still has to take back; who waits longer waits as for anybody's lock.
+END_WITHIN_S = 10.0
 # The first versions whose DDL statements each happen as a whole or not at all, also through a crash (MySQL 8.4 manual,
 # 15.1.1 "Atomic Data Definition Statement Support"; MariaDB documentation, "Atomic DDL").
 ATOMIC_DDL: dict[Engine, tuple[int, ...]] = {"mysql": (8, 0), "mariadb": (10, 6)}
 
 
 class Journal:
-    """The journal of one batch: *is_open* until it is known to be undone or *committed*; *stuck* says why it stays."""
+    """The journal of one batch: *is_open* until it is known to be undone or *committed*; *stuck* says why it stays.
+
+    *left_alone* is how many rows the undo left, as other sessions had changed them since.
+    """
 
     def __init__(self, batch: Store, engine: Engine) -> None:
         self.store = batch
@@ -33,6 +42,7 @@ class Journal:
         self.is_open = True
         self.committed = False
         self.stuck: MigrationError | None = None
+        self.left_alone = 0
 
     def commit(self, database: peewee.Database, record: Callable[[], None]) -> None:
         """Write the history rows, by *record*, and the commit mark in one transaction: the batch then stands."""
@@ -49,20 +59,31 @@ class Journal:
     def finish(self) -> None:
         """Drop what was renamed away, and close. What cannot be dropped now waits for the next ``up``."""
         try:
-            undo.finish(self.store, self.store.entries())
+            undo.finish(self.store, self.engine)
         except pymysql.err.MySQLError as exc:
             log.warning("the batch stands, but what it dropped is still there under other names", reason=str(exc))
 
     def undo(self) -> None:
-        """Take everything back. Never raises: what stands in the way is in *stuck*, and the journal stays open."""
+        """Take everything back. What stands in the way is in *stuck*, and the journal stays open.
+
+        It stays open without that, too, when this connection or its lock is no good any more: over another it may go.
+        Raises nothing but ``KeyboardInterrupt``.
+        """
         try:
-            undo.undo(self.store, self.engine)
+            self.left_alone = undo.undo(self.store, self.engine)
             self.is_open = False
-        except (MigrationUndoError, MigrationLockError) as exc:
+        except MigrationUndoError as exc:
             self.stuck = exc
             log.critical("the batch could not be undone", reason=exc.message, remedy=exc.hint)
+        except MigrationLockError as exc:
+            log.warning("the batch is undone over another connection, under the lock", reason=exc.message)
         except pymysql.err.MySQLError as exc:
-            log.warning("the connection was lost: the batch is undone over another one", reason=str(exc))
+            is_lost = classify(exc, self.engine).category in undo.LOST
+            why = "the connection was lost" if is_lost else "the server refused the undo on this connection"
+            log.warning(f"{why}: the batch is undone over another one", reason=str(exc))
+        except KeyboardInterrupt as exc:
+            self.stuck = stopped(exc, self.engine)
+            raise
 
 
 @contextmanager
@@ -94,6 +115,35 @@ def _refuse_old(database: peewee.Database, engine: Engine) -> None:
             f"{engine} {'.'.join(map(str, version))} can leave a DDL statement half done: a batch could not be undone",
             hint=f"upgrade to {engine} {'.'.join(map(str, ATOMIC_DDL[engine]))}, or set `atomic = False` in every file",
         )
+
+
+def stopped(cause: BaseException, engine: Engine) -> MigrationUndoError:
+    """Return, and log, that the undo stopped half-way for *cause*: a peewee error, or the keyboard's once more."""
+    if isinstance(cause, KeyboardInterrupt):
+        said, hint = "the undo was interrupted by the keyboard", AGAIN
+    else:
+        found = classify(cause, engine)
+        said = f"{found.code}: {found.server_message}" if found.code is not None else found.server_message
+        hint = f"remove what stands in the way, then {AGAIN}"
+    error = MigrationUndoError(said, hint=hint)
+    log.critical("the batch stays open: the next `up` undoes it before anything else", reason=said, remedy=hint)
+    return error
+
+
+def end_abandoned(database: peewee.Database, lost: Lease) -> None:
+    """End the session that took the lease *lost* if it holds the lock yet: nobody waits for its statement any more.
+
+    A connection that is cut while a statement runs, as the keyboard does, leaves both behind on the server.
+    """
+    sql = "SELECT session FROM migration_lease WHERE id = 1 AND token = %s AND session = IS_USED_LOCK(%s)"
+    give_up_at = time.monotonic() + END_WITHIN_S
+    while time.monotonic() < give_up_at:
+        row = database.execute_sql(sql, (lost.token, lost.lock_name)).fetchone()
+        if row is None:
+            return
+        with suppress(peewee.OperationalError):  # it has ended by itself meanwhile
+            database.execute_sql("KILL %s", row)
+        time.sleep(0.05)
 
 
 def prepare(database: peewee.Database) -> None:

@@ -6,11 +6,13 @@ Read from information_schema, which shows a user only the triggers that it may s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
+from api.db.journal.going import Going
 from api.db.journal.images import FORMS, Column, Key, Shape
-from api.db.journal.link import Link, name
+from api.db.journal.link import Link, Memory, name
+from api.db.journal.rights import Grants
 from api.exceptions import StatementRefusedError
 
 Event: TypeAlias = Literal["INSERT", "UPDATE", "DELETE"]
@@ -18,7 +20,10 @@ Event: TypeAlias = Literal["INSERT", "UPDATE", "DELETE"]
 # A LIMIT of their own: sql_select_limit would cut them without a word.
 TABLE = """SELECT table_type, engine FROM information_schema.tables
            WHERE table_schema = DATABASE() AND table_name = %s"""
-COLUMNS = """SELECT column_name, data_type, character_set_name, extra, generation_expression, column_key
+# No word of column_key: where there is no primary key it is PRI for a unique one.
+COLUMNS = """SELECT column_name, data_type, character_set_name, extra, generation_expression,
+                    column_name IN (SELECT column_name FROM information_schema.key_column_usage WHERE constraint_schema
+                        = DATABASE() AND table_name = %s AND constraint_name = 'PRIMARY') AS in_primary_key
              FROM information_schema.columns
              WHERE table_schema = DATABASE() AND table_name = %s ORDER BY ordinal_position LIMIT 9999"""
 TRIGGERS = """SELECT trigger_name, event_manipulation FROM information_schema.triggers
@@ -26,7 +31,7 @@ TRIGGERS = """SELECT trigger_name, event_manipulation FROM information_schema.tr
 REFERRING = """SELECT constraint_schema, table_name, constraint_name, delete_rule, update_rule
                FROM information_schema.referential_constraints
                WHERE unique_constraint_schema = DATABASE() AND referenced_table_name = %s
-                 AND (delete_rule LIKE 'CASCADE' OR delete_rule LIKE 'SET%%'
+                 AND (%s OR delete_rule LIKE 'CASCADE' OR delete_rule LIKE 'SET%%'
                       OR update_rule LIKE 'CASCADE' OR update_rule LIKE 'SET%%') LIMIT 9999"""
 REFERENCE = """SELECT column_name, referenced_column_name FROM information_schema.key_column_usage
                WHERE constraint_schema = %s AND table_name = %s AND constraint_name = %s
@@ -58,9 +63,9 @@ class Reference:
 
 
 def shape_of(
-    link: Link, table: str, events: frozenset[Event] = frozenset(), assigned: frozenset[str] | None = None
+    link: Link | Memory, table: str, events: frozenset[Event] = frozenset(), assigned: frozenset[str] | None = None
 ) -> Shape | None:
-    """Read what *table* is; None where there is no such table that lasts.
+    """Read what *table* is, or know it from before; None where there is no such table that lasts.
 
     Raises ``StatementRefusedError`` when *events*, an UPDATE of the columns *assigned* (None: any) among them, could
     not be undone there: a view, another engine than InnoDB, no primary key, a trigger, a foreign key that follows.
@@ -69,8 +74,10 @@ def shape_of(
     if not found:
         return None
     _refuse_kind(table, *found[0])
-    shape = _shape(table, link.rows(COLUMNS, (table,)))
+    shape = _shape(table, link.rows(COLUMNS, (table, table)))
     watched = _with_undo(shape, events, assigned)
+    if watched:
+        _refuse_unseen_triggers(link, table)
     for trigger, event in link.rows(TRIGGERS, (table,)) if watched else ():
         if event in watched:
             raise StatementRefusedError(
@@ -82,14 +89,28 @@ def shape_of(
     return shape
 
 
+def _refuse_unseen_triggers(link: Link | Memory, table: str) -> None:
+    """Refuse a table whose triggers MySQL does not show to this account; MariaDB shows them to everybody."""
+    ((version,),) = link.rows("SELECT VERSION()")
+    if "mariadb" in version.lower():
+        return
+    grants = Grants(link)
+    if not grants.granted("TRIGGER", table):
+        raise StatementRefusedError(
+            f"{grants.user} has no right TRIGGER on {table!r}, so MySQL does not show it the triggers there, and what "
+            "they do could not be undone",
+            hint=f"GRANT TRIGGER ON `{grants.schema}`.* to it, or {SPLIT}",
+        )
+
+
 def _with_undo(shape: Shape, events: frozenset[Event], assigned: frozenset[str] | None) -> frozenset[Event]:
     """Return *events* and those of the undo: a row that was inserted is deleted, and a key that was changed is both."""
     moves = "UPDATE" in events and (assigned is None or any(column.lower() in assigned for column in shape.key))
     return events | {"INSERT", "DELETE"} if moves or events & {"INSERT", "DELETE"} else events
 
 
-def references(link: Link, table: str) -> list[Reference]:
-    """Return the foreign keys that change or delete rows of their own when those of *table* are."""
+def references(link: Link | Memory, table: str, *, every: bool = False) -> list[Reference]:
+    """Return the foreign keys that change or delete rows of their own when those of *table* are; or *every* one."""
     return [
         Reference(
             schema,
@@ -98,21 +119,32 @@ def references(link: Link, table: str) -> list[Reference]:
             tuple(link.rows(REFERENCE, (schema, child, constraint))),
             {"DELETE": on_delete, "UPDATE": on_update},
         )
-        for schema, child, constraint, on_delete, on_update in link.rows(REFERRING, (table,))
+        for schema, child, constraint, on_delete, on_update in link.rows(REFERRING, (table, int(every)))
     ]
 
 
-def referring(link: Link, shape: Shape, keys: Sequence[Key]) -> str | None:
-    """Return the name of a table with a row that would be deleted or changed with the rows of *keys*; None if none.
+def split_references(link: Link, table: str, going: Going) -> tuple[list[Reference], list[Reference]]:
+    """Return every foreign key that refers to *table*: those that stay, and those of what is *going*."""
+    ((schema,),) = link.rows("SELECT DATABASE()")
+    groups: tuple[list[Reference], list[Reference]] = [], []
+    for reference in references(link, table, every=True):
+        columns = [column for column, _ in reference.columns]
+        groups[reference.schema == schema and going.takes(reference.table, columns)].append(reference)
+    return groups
 
-    Locks what it reads, so that no such row comes into being in this transaction.
+
+def referring(link: Link, shape: Shape, keys: Sequence[Key], found: Sequence[Reference]) -> str | None:
+    """Return the name of a table with a row that refers to one of *keys* by a key of *found*; None if there is none.
+
+    Rows of *keys* themselves do not count. Locks what it reads, so that no such row comes into being in this
+    transaction.
     """
-    for reference in references(link, shape.table):
-        if not reference.follows(frozenset({"DELETE"}), None):
-            continue
+    for reference in found:
         child, parent = f"{name(reference.schema)}.{name(reference.table)}", name(shape.table)
         matches = " AND ".join(f"c.{name(one)} = {parent}.{name(other)}" for one, other in reference.columns)
         sql = f"SELECT 1 FROM {child} AS c JOIN {parent} ON {matches} WHERE {shape.condition(keys)}"
+        if reference.table == shape.table:
+            sql += f" AND NOT ({replace(shape, table='c').condition(keys)})"
         if link.rows(f"{sql} LIMIT 1 FOR UPDATE"):
             return reference.table
     return None
@@ -132,14 +164,14 @@ def _refuse_kind(table: str, kind: str, engine: str | None) -> None:
 
 def _shape(table: str, rows: Sequence[tuple[Any, ...]]) -> Shape:
     columns, key, counting = [], [], None
-    for column, kind, charset, extra, expression, key_kind in rows:
-        if key_kind == "PRI":
+    for column, kind, charset, extra, expression, is_key in rows:
+        if is_key:
             key.append(column)
             counting = column if "auto_increment" in extra.lower() else counting
         if not expression:
             _refuse_type(table, column, kind)
             columns.append(Column(column, kind.lower(), charset, "on update" in extra.lower()))
-        elif key_kind == "PRI":
+        elif is_key:
             raise StatementRefusedError(
                 f"the primary key of {table!r} is generated, so no row can be named", hint=SPLIT
             )

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from api.db.journal.link import Link, name
-from api.exceptions import MigrationLockError
+from api.exceptions import MigrationLockError, MigrationUndoError
 from api.logs import redact, storable
 
 State = Literal["open", "undoing", "committed"]
@@ -29,6 +29,9 @@ TABLES = {
     "migration_journal_row": """batch_id BIGINT NOT NULL, number INT NOT NULL, position INT NOT NULL,
         image LONGTEXT NOT NULL, PRIMARY KEY (batch_id, number, position)""",
 }
+OUR_TABLES = frozenset(
+    {*TABLES, "migration_history", "migration_attempt", "migration_lease", "migration_heartbeat", "migration_step"}
+)
 CHARACTERS = "CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
 # A statement of rows stays well below the smallest max_allowed_packet in use (MariaDB: 16 MB).
 ROWS_A_WRITE = 200
@@ -61,7 +64,8 @@ class Entry:
     *before* holds each thing's definition, ``None`` for one that was not there. *tables* are pairs of old and new name,
     in the order in which they were renamed; *columns* maps new names to old ones, by table. *kept* maps a column whose
     type changed to the one that keeps the old values. *names* are what the statement mentions: the undo takes no other
-    change for its own, unless *whole*. *buried* tells that something waits under another name to be dropped.
+    change for its own, unless *whole*. *buried* tells that something waits under another name to be dropped. *born* are
+    tables that the batch made itself, which the undo drops in the end: what becomes of them till then does not count.
     """
 
     number: int
@@ -74,12 +78,12 @@ class Entry:
     names: tuple[str, ...] = ()
     whole: bool = False
     buried: bool = False
+    born: list[str] = field(default_factory=list)
 
     def image(self) -> str:
         """Return what the journal keeps beside number, kind and statement, as JSON."""
-        facts = asdict(self)
-        for column in ("number", "kind", "statement"):
-            del facts[column]
+        apart = ("number", "kind", "statement")
+        facts = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in apart}
         return json.dumps({key: value for key, value in facts.items() if value}, ensure_ascii=False)
 
     @classmethod
@@ -122,6 +126,12 @@ class Store:
         statement = storable(redact(entry.statement))
         values = (self.id, entry.number, entry.kind, statement, entry.image(), *self.guard.parameters)
         _refuse_lost_lock(self.link.execute(sql, values))
+
+    def rewrite(self, entry: Entry) -> None:
+        """Write *entry* in the place of what was written under its number."""
+        sql = f"""UPDATE migration_journal SET image = %s
+                  WHERE batch_id = %s AND number = %s AND {self.guard.condition}"""
+        _refuse_lost_lock(self.link.execute(sql, (entry.image(), self.id, entry.number, *self.guard.parameters)))
 
     def write_rows(self, number: int, images: Sequence[str]) -> None:
         """Write the rows' *images* of entry *number* into the transaction that is open."""
@@ -171,11 +181,21 @@ class Store:
 
 
 def create_tables(link: Link) -> None:
-    """Create the journal's tables where they are missing. Call it under the migration lock."""
+    """Create the journal's tables where they are missing. Call it under the migration lock.
+
+    Raises ``MigrationUndoError`` when one is missing that a batch which is not done was written into.
+    """
     sql = "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name LIKE %s"
     standing = {found for (found,) in link.rows(sql, ("migration\\_%",))}
+    missing = [table for table in TABLES if table not in standing]
+    if missing and "migration_batch" in standing and (found := unfinished(link)):
+        raise MigrationUndoError(
+            f"batch {found[0].batch} was interrupted, and table {missing[0]!r}, which tells how to undo it, is gone",
+            hint=f"restore {missing[0]!r} from a backup; or compare the schema by hand, and then DELETE FROM "
+            "migration_batch: nothing of that batch is undone any more",
+        )
     for table, columns in TABLES.items():
-        if table not in standing:
+        if table in missing:
             link.execute(f"CREATE TABLE {name(table)} ({columns}) ENGINE=InnoDB {CHARACTERS}")
 
 

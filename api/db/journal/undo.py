@@ -7,10 +7,7 @@ server does as a whole or not at all, and an entry is forgotten only when all it
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
 
 import pymysql
 import structlog
@@ -20,12 +17,16 @@ from api.db.dialects.engine import Engine
 from api.db.dialects.errors import classify
 from api.db.journal import graves, snapshot, store, triggers
 from api.db.journal.changes import changes
-from api.db.journal.definition import TableDefinition, differing_names, parse, same
+from api.db.journal.definition import differing_names, parse, same
+from api.db.journal.exchanging import bring_back_kept
+from api.db.journal.going import Going
 from api.db.journal.images import Change
 from api.db.journal.link import Link, name
+from api.db.journal.printed import columns_in
 from api.db.journal.put_back import put_back
+from api.db.journal.steady import steady
 from api.db.journal.store import PREFIX, Entry, OpenBatch, Store
-from api.exceptions import MigrationUndoError
+from api.exceptions import MigrationError, MigrationLockError, MigrationUndoError, StatementRefusedError
 from api.logs import redact
 
 log = structlog.get_logger(__name__)
@@ -33,24 +34,22 @@ log = structlog.get_logger(__name__)
 # A foreign key may need a second ALTER, a changed character set a third (see `changes`); then a rename is one more.
 PASSES = 6
 LOST = {Category.LOST_CONNECTION, Category.CONNECTION_REFUSED, Category.SERVER_STARTING}
+NOTHING = Going()
 RECOVER = "then run `python -m api.db.migrations recover`: the batch stays open and nothing is lost"
-# Strict, so that no value is cut silently; but what stood before may stand again, zero dates too.
-SESSION: dict[str, Any] = {
-    "sql_mode": "STRICT_ALL_TABLES,NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES",
-    "foreign_key_checks": 0,
-}
-# MariaDB checks all rows at each ALTER that copies, also those that broke a CHECK before it was made.
-MARIADB_SESSION: dict[str, Any] = SESSION | {"check_constraint_checks": 0}
 
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """What was done about one interrupted batch: it was ``undone`` or ``finished``."""
+    """What was done about one interrupted batch: it was ``undone`` or ``finished``.
+
+    *left_alone* is the number of rows that were not put back, as other sessions changed them since.
+    """
 
     batch: str
     direction: str
     action: str
     statements: int
+    left_alone: int = 0
 
 
 def recover(link: Link, engine: Engine, guard: store.Guard) -> list[Recovered]:
@@ -58,7 +57,8 @@ def recover(link: Link, engine: Engine, guard: store.Guard) -> list[Recovered]:
 
     Raises ``MigrationUndoError`` when something stands in the way; the batch then stays open.
     """
-    return [_recover(Store(link, found.id, guard), engine, found) for found in store.unfinished(link)]
+    with steady(link, engine, foreign_keys=False):
+        return [_recover(Store(link, found.id, guard), engine, found) for found in store.unfinished(link)]
 
 
 def _recover(batch: Store, engine: Engine, found: OpenBatch) -> Recovered:
@@ -67,66 +67,85 @@ def _recover(batch: Store, engine: Engine, found: OpenBatch) -> Recovered:
             f"batch {found.batch} was left open by a newer release, which this one cannot undo",
             hint="run `python -m api.db.migrations recover` with the release that was being deployed",
         )
-    entries = batch.entries()
+    statements, left_alone = len(batch.entries()), 0
     if found.state == "committed":
-        finish(batch, entries)
+        finish(batch, engine)
         action = "finished"
     else:
-        undo(batch, engine)
+        left_alone = undo(batch, engine)
         action = "undone"
     log.warning(
-        "an interrupted batch was " + action, batch=found.batch, direction=found.direction, statements=len(entries)
+        "an interrupted batch was " + action, batch=found.batch, direction=found.direction, statements=statements
     )
-    return Recovered(found.batch, found.direction, action, len(entries))
+    return Recovered(found.batch, found.direction, action, statements, left_alone)
 
 
-def finish(batch: Store, entries: list[Entry]) -> None:
+def finish(batch: Store, engine: Engine) -> None:
     """Drop what a committed batch renamed away, and close it."""
-    if any(entry.buried for entry in entries):
-        graves.drop_buried(batch.link, f"{PREFIX}{batch.id}_")
-    batch.close()
+    with steady(batch.link, engine, foreign_keys=True):
+        if any(entry.buried for entry in batch.entries()):
+            graves.drop_buried(batch.link, f"{PREFIX}{batch.id}_")
+        batch.close()
 
 
-def undo(batch: Store, engine: Engine) -> None:
-    """Take back all that the journal tells of *batch*, and close it. Raises ``MigrationUndoError``."""
+def undo(batch: Store, engine: Engine) -> int:
+    """Take back all that the journal tells of *batch*, and close it. Raises ``MigrationUndoError``.
+
+    Returns how many rows were left alone, as other sessions changed them since.
+    """
     link = batch.link
     if link.in_transaction:
         link.execute("ROLLBACK")
-    batch.mark("undoing")
-    for entry in batch.entries():
-        undo_entry(batch, engine, entry)
-    batch.close()
+    with steady(link, engine, foreign_keys=False):
+        batch.mark("undoing")
+        left_alone = undo_since(batch, engine, 0)
+        if left := batch.entries():
+            raise MigrationUndoError(
+                f"batch {batch.id} is not undone: {len(left)} entries are left, the newest being {_place(left[0])}",
+                hint="run `python -m api.db.migrations recover`: the batch stays open and nothing is lost",
+            )
+        batch.close()
+    return left_alone
 
 
-@contextmanager
-def _session(link: Link, engine: Engine) -> Iterator[None]:
-    wanted = MARIADB_SESSION if engine == "mariadb" else SESSION
-    before = link.rows("SELECT " + ", ".join(f"@@SESSION.{variable}" for variable in wanted))[0]
-    assign = "SET SESSION " + ", ".join(f"{variable} = %s" for variable in wanted)
-    link.execute(assign, tuple(wanted.values()))
+def undo_since(batch: Store, engine: Engine, number: int) -> int:
+    """Undo the entries from *number* on, newest first; return how many rows were left alone."""
+    with steady(batch.link, engine, foreign_keys=False):
+        entries = batch.entries()
+        undone = [
+            undo_entry(batch, engine, entry, Going(entries[at + 1 :]))
+            for at, entry in enumerate(entries)
+            if entry.number >= number
+        ]
+    return sum(undone)
+
+
+def undo_entry(batch: Store, engine: Engine, entry: Entry, going: Going = NOTHING) -> int:
+    """Bring what *entry* tells of back to what it was, and forget the entry. Raises ``MigrationUndoError``.
+
+    *going* is what older entries take away afterwards. Returns how many rows were left alone.
+    """
     try:
-        yield
-    finally:
-        # A lost session needs no restoring.
-        with suppress(pymysql.err.MySQLError):
-            link.execute(assign, before)
-
-
-def undo_entry(batch: Store, engine: Engine, entry: Entry) -> None:
-    """Bring what *entry* tells of back to what it was, and forget the entry. Raises ``MigrationUndoError``."""
-    try:
-        with _session(batch.link, engine):
+        with steady(batch.link, engine, foreign_keys=False):
             if entry.kind == "rows":
-                _undo_rows(batch, entry)
-            else:
-                _undo_structure(batch, engine, entry)
+                return _undo_rows(batch, entry, going)
+            _undo_structure(batch, engine, entry)
+            return 0
+    except (MigrationUndoError, MigrationLockError):
+        raise
+    except StatementRefusedError as exc:
+        # Its hint is for who writes the statement.
+        hint = f"what stands in the way: {exc.message}; remove it, {RECOVER}"
+        raise MigrationUndoError(f"{_place(entry)} could not be undone: {exc.message}", hint=hint) from exc
+    except MigrationError as exc:
+        raise MigrationUndoError(f"{_place(entry)} could not be undone: {exc.message}", hint=exc.hint) from exc
     except pymysql.err.MySQLError as exc:
         found = classify(exc, engine, statement=entry.statement)
         if found.category in LOST:
             raise
         raise MigrationUndoError(
             f"{_place(entry)} could not be undone: {found.code}: {found.server_message}",
-            hint=f"remove what stands in the way ({found.remedy}), {RECOVER}",
+            hint=f"what stands in the way: {found.server_message}; remove it, {RECOVER}",
         ) from exc
 
 
@@ -161,7 +180,7 @@ def _place(entry: Entry) -> str:
 def _table_step(link: Link, engine: Engine, entry: Entry) -> bool:
     """Do the next thing that brings the tables of *entry* back; return whether there was one."""
     current = snapshot.definitions(link, entry.before)
-    if all(_equal(current[table], text) for table, text in entry.before.items()):
+    if all(_stands(entry, table, now) for table, now in current.items()):
         return False
     if _rename_back(link, entry, current):
         return True
@@ -172,9 +191,15 @@ def _table_step(link: Link, engine: Engine, entry: Entry) -> bool:
             _make_again(link, entry, table, was)
         elif was is None and now is not None and table not in graves_of_tables:
             _drop_made(link, entry, table, now)
-        elif now is not None and was is not None and not _equal(now, was):
+        elif now is not None and was is not None and not _stands(entry, table, now):
             _change_back(link, engine, entry, table, now, was)
     return True
+
+
+def _stands(entry: Entry, table: str, now: str | None) -> bool:
+    """Say whether *table* is as before the statement; of one that the batch made, whether it is there."""
+    was = entry.before[table]
+    return (now is None) == (was is None) if table in entry.born else _equal(now, was)
 
 
 def _equal(now: str | None, was: str | None) -> bool:
@@ -187,8 +212,14 @@ def _equal(now: str | None, was: str | None) -> bool:
 
 def _rename_back(link: Link, entry: Entry, current: dict[str, str | None]) -> bool:
     standing = {table for table, text in current.items() if text is not None}
-    if not entry.tables or standing == {table for table, text in entry.before.items() if text is not None}:
+    before = {table for table, text in entry.before.items() if text is not None}
+    if not entry.tables or standing == before:
         return False
+    after = before
+    for old, new in entry.tables:
+        after = after - {old} | {new}
+    if missing := sorted(after - standing):
+        raise _gone(entry, f"table {missing[0]!r}", {new: old for old, new in entry.tables}.get(missing[0]))
     pairs = [f"{name(new)} TO {name(old)}" for old, new in reversed(entry.tables)]
     link.execute("RENAME TABLE " + ", ".join(pairs))
     return True
@@ -196,11 +227,16 @@ def _rename_back(link: Link, entry: Entry, current: dict[str, str | None]) -> bo
 
 def _make_again(link: Link, entry: Entry, table: str, was: str) -> None:
     if snapshot.is_table(was):
-        raise MigrationUndoError(
-            f"{_place(entry)} cannot be undone: somebody dropped table {table!r} meanwhile",
-            hint="restore the table from a backup, " + RECOVER,
-        )
+        raise _gone(entry, f"table {table!r}")
     link.execute(was)
+
+
+def _gone(entry: Entry, what: str, own: str | None = None) -> MigrationUndoError:
+    held = f", which held what {own!r} was," if own and own not in what else ""
+    return MigrationUndoError(
+        f"{_place(entry)} cannot be undone: somebody dropped or renamed {what}{held} meanwhile",
+        hint=f"give it its name again, or restore it from a backup under that name, {RECOVER}",
+    )
 
 
 def _drop_made(link: Link, entry: Entry, table: str, now: str) -> None:
@@ -220,8 +256,9 @@ def _change_back(link: Link, engine: Engine, entry: Entry, table: str, now: str,
     if not snapshot.is_table(now) or not snapshot.is_table(was):
         link.execute(re.sub(r"\ACREATE ", "CREATE OR REPLACE ", was))
         return
+    _refuse_missing(entry, table, now, was)
     _refuse_foreign_changes(entry, table, now, was)
-    if _bring_back_kept(link, entry, table, now, was):
+    if bring_back_kept(link, entry, table, now, was):
         return
     for sql in changes(now, was, entry.columns.get(table, {})):
         # A key that comes back is checked: other sessions wrote meanwhile.
@@ -231,14 +268,29 @@ def _change_back(link: Link, engine: Engine, entry: Entry, table: str, now: str,
     link.execute("SET SESSION foreign_key_checks = 0")
 
 
+def _refuse_missing(entry: Entry, table: str, now: str, was: str) -> None:
+    """Refuse when a column that holds old values is gone: made again, it would be empty."""
+    current, before = parse(now), parse(was)
+    for new, old in entry.columns.get(table, {}).items():
+        if before.column(old) and not current.column(new) and not current.column(old):
+            raise _gone(entry, f"column {new!r} of {table!r}", old)
+    for column, grave in entry.kept.items():
+        own, changed = before.column(column), current.column(column)
+        if own and not current.column(grave) and (changed is None or changed.meaning != own.meaning):
+            raise _gone(entry, f"column {grave!r} of {table!r}", column)
+
+
 def _refuse_foreign_changes(entry: Entry, table: str, now: str, was: str) -> None:
     """Refuse to take back what somebody else changed meanwhile: what no word of the statement explains."""
     if entry.whole:
         return
     names = set(entry.names)
+    # An index that a foreign key made goes and comes with it, under another name.
+    for keys in (parse(now).foreign_keys, parse(was).foreign_keys):
+        names.update(c.lower() for key, line in keys.items() if key.lower() in entry.names for c in columns_in(line))
     foreign = [
         each
-        for each in differing_names(now, was)
+        for each in differing_names(now, was, entry.columns.get(table, {}))
         if not names & {word.lower() for word in each.identifiers} and not each.name.startswith(PREFIX)
     ]
     if foreign:
@@ -254,62 +306,9 @@ def _differences(link: Link, entry: Entry) -> str:
     told = []
     for table, text in current.items():
         was = entry.before[table]
-        if not _equal(text, was):
+        if not _stands(entry, table, text):
             told.append(f"{table!r} is\n{text}\nand was\n{was}")
     return "\n".join(told) or "it is not as it was"
-
-
-# Columns whose old values were kept beside -----------------------------------------------------------------------
-
-
-def _bring_back_kept(link: Link, entry: Entry, table: str, now: str, was: str) -> bool:
-    """Put the column that kept the old values in the place of the changed one; return whether that was to be done.
-
-    A row whose new value is not what the server made of the old one was written by another session meanwhile: its
-    value is taken over first. The table is locked from then until the columns are exchanged.
-    """
-    current = parse(now)
-    standing = {column.name: column for column in current.columns}
-    for column, grave in entry.kept.items():
-        if grave in standing and not standing[grave].generated and column in standing:
-            _exchange(link, current, parse(was), column, grave)
-            return True
-    return False
-
-
-def _exchange(link: Link, current: TableDefinition, before: TableDefinition, column: str, grave: str) -> None:
-    probe, quoted = f"{grave}_now", name(current.name)
-    if probe in current.column_names:
-        link.execute(f"ALTER TABLE {quoted} DROP COLUMN {name(probe)}")
-    changed = current.column(column)
-    assert changed is not None, "the caller saw that it stands"
-    kind = graves.type_of(changed)
-    link.execute(f"ALTER TABLE {quoted} ADD COLUMN {name(probe)} {kind} GENERATED ALWAYS AS ({name(grave)}) VIRTUAL")
-    # A column with ON UPDATE keeps its value only if it is assigned one.
-    clocks = [each.name for each in before.columns if "ON UPDATE" in each.text.upper() and each.name != column]
-    held = "".join(f", {name(clock)} = {name(clock)}" for clock in clocks)
-    written = f"NOT (CAST({name(column)} AS BINARY) <=> CAST({name(probe)} AS BINARY))"
-    link.execute(f"LOCK TABLES {quoted} WRITE")
-    try:
-        link.execute(f"UPDATE {quoted} SET {name(grave)} = {name(column)}{held} WHERE {written}")
-        link.execute(f"ALTER TABLE {quoted} {', '.join(_exchanging(current, before, column, grave, probe))}")
-    finally:
-        link.execute("UNLOCK TABLES")
-
-
-def _exchanging(
-    current: TableDefinition, before: TableDefinition, column: str, grave: str, probe: str
-) -> Iterator[str]:
-    # MariaDB drops no column of a composite UNIQUE key (error 1072): the keys come again in the same statement.
-    for kind, key in current.mentions(column):
-        if kind == "key":
-            yield f"DROP INDEX {name(key)}"
-            if key in before.keys:
-                yield f"ADD {before.keys[key]}"
-    yield from (f"DROP COLUMN {name(each)}" for each in (probe, column))
-    at = before.column_names.index(column)
-    place = f"AFTER {name(before.column_names[at - 1])}" if at else "FIRST"
-    yield f"CHANGE COLUMN {name(grave)} {name(column)} {before.columns[at].text} {place}"
 
 
 # Triggers and rows ---------------------------------------------------------------------------------------------
@@ -329,13 +328,13 @@ def _trigger_step(link: Link, engine: Engine, entry: Entry) -> bool:
     return not stands
 
 
-def _undo_rows(batch: Store, entry: Entry) -> None:
+def _undo_rows(batch: Store, entry: Entry, going: Going) -> int:
     """Put the rows of *entry* back and forget it, in one transaction; say which rows others changed since."""
     link = batch.link
     link.execute("BEGIN")
     try:
         changed = [Change.from_json(image) for image in batch.rows(entry.number)]
-        left_alone = put_back(link, changed)
+        left_alone = put_back(link, changed, going)
         batch.forget(entry.number)
     except BaseException:
         link.execute("ROLLBACK")
@@ -347,3 +346,4 @@ def _undo_rows(batch: Store, entry: Entry) -> None:
             rows=left_alone[:20],
             number=len(left_alone),
         )
+    return len(left_alone)
