@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -79,6 +80,15 @@ def db(backend: Backend) -> peewee.Database:
     return database
 
 
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """Draw the seed of a random test; the end of the output says it, also when the test passes."""
+    drawn = random.SystemRandom().randrange(10**6)
+    print(f"seed {drawn}")
+    request.node.user_properties.append(("told", f"{request.node.name}: seed {drawn}"))
+    return drawn
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide the developer's settings from the test."""
@@ -141,7 +151,10 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
         return
     reports = [report for kind in reporter.stats.values() for report in kind]
     called = [report for report in reports if getattr(report, "when", None) == "call"]
-    ran = [value for report in called for name, value in report.user_properties if name == "engine"]
+    properties = [pair for report in called for pair in report.user_properties]
+    for line in [value for name, value in properties if name == "told"]:
+        reporter.write_line(line)
+    ran = [value for name, value in properties if name == "engine"]
     stopped = dict.fromkeys(_needed(session) - set(ran), "its tests stopped before they began")
     reasons = {engine: servers.missing(engine) or stopped.get(engine) for engine in ENGINES}
     line = ", ".join(_title(engine) for engine in ENGINES if engine in ran) or "none"
@@ -150,7 +163,8 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
 
 
 def _needed(session: pytest.Session) -> set[Engine]:
-    calls = (getattr(item, "callspec", None) for item in session.items)
+    # The process that only hands out tests to others has none of its own.
+    calls = (getattr(item, "callspec", None) for item in getattr(session, "items", ()))
     return {call.params["backend"] for call in calls if call and "backend" in call.params}
 
 

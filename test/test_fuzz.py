@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from contextlib import suppress
 from typing import Any
 
@@ -95,12 +94,10 @@ def test_what_random_batches_found_is_undone(db: peewee.Database, batch: str) ->
     assert_same(picture(db), before)
 
 
-def test_random_batches_are_undone_or_end_as_their_statements_alone_would(backend: Backend) -> None:
+def test_random_batches_are_undone_or_end_as_their_statements_alone_would(backend: Backend, seed: int) -> None:
     """A hundred statements by the seed of the day; the undo is also stopped anywhere, and left to a recovery."""
     assert backend.engine in ("mariadb", "mysql")
     assert backend.server is not None
-    seed = random.SystemRandom().randrange(10**6)
-    print(f"{backend.engine}, seed {seed}")
 
     with fuzz_ddl.databases(backend.server) as urls:
         counts, failures = fuzz_ddl.fuzz(urls, backend.engine, seed=seed, count=STATEMENTS)

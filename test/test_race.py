@@ -16,13 +16,11 @@ PROCESSES = 8
 @pytest.mark.parametrize("scene", race.SCENES)
 @pytest.mark.parametrize("_round", range(2))
 def test_processes_that_boot_together_apply_each_migration_once(
-    backend: Backend, tmp_path: Path, scene: str, _round: int
+    backend: Backend, tmp_path: Path, seed: int, scene: str, _round: int
 ) -> None:
     """Also when the one that migrates is killed: the others go on, and every one of them serves."""
     folder = tmp_path / "race"
     folder.mkdir()
-    seed = random.randrange(10**6)
-    print(f"seed {seed}")
 
     played = race.play(backend.url, folder, scene, PROCESSES, random.Random(seed))
 

@@ -205,6 +205,84 @@ def test_what_an_administrator_changed_since_is_never_taken_back(
     assert_same(picture(start), before)
 
 
+# What the batch did, what somebody did after the crash, with words of the batch's own, and how he takes it back.
+INTRUSIONS = {
+    "a column called as a keyword": (
+        ("ALTER TABLE child ADD COLUMN ours DATE NULL COMMENT 'x'",),
+        "ALTER TABLE child ADD COLUMN date INT NULL, ADD COLUMN comment INT NULL",
+        "ALTER TABLE child DROP COLUMN date, DROP COLUMN comment",
+    ),
+    "an index on the batch's column": (
+        ("ALTER TABLE child MODIFY code VARCHAR(90) NOT NULL",),
+        "CREATE INDEX theirs ON child (code)",
+        "DROP INDEX theirs ON child",
+    ),
+    "a check on the batch's column": (
+        ("CREATE INDEX ours ON child (size)",),
+        "ALTER TABLE child ADD CONSTRAINT theirs CHECK (size > -1)",
+        "ALTER TABLE child DROP CONSTRAINT theirs",
+    ),
+    "a column of a new table": (
+        ("CREATE TABLE made (id INT PRIMARY KEY)", "ALTER TABLE made ADD COLUMN ours INT NULL"),
+        "ALTER TABLE made ADD COLUMN theirs INT NULL",
+        "ALTER TABLE made DROP COLUMN theirs",
+    ),
+    "another trigger": (
+        ("CREATE TRIGGER tick BEFORE INSERT ON lone FOR EACH ROW SET NEW.v = 1", "DROP TABLE quiet"),
+        "DROP TRIGGER tick; CREATE TRIGGER tick BEFORE DELETE ON lone FOR EACH ROW SET @v = 1",
+        "DROP TRIGGER tick",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", INTRUSIONS)
+def test_a_word_in_common_does_not_make_it_the_batchs_own(start: peewee.Database, crash: Any, case: str) -> None:
+    """What somebody made is his, though the batch names the same column; nothing of it is dropped."""
+    statements, change, back = INTRUSIONS[case]
+    before = picture(start)
+    crash(*statements)
+    for sql in change.split("; "):
+        start.execute_sql(sql)
+
+    with pytest.raises(MigrationUndoError, match="cannot be undone"):
+        recover(database=start)
+
+    start.execute_sql(back)
+    recover(database=start)
+    assert_same(picture(start), before)
+
+
+def test_a_committed_batch_that_cannot_be_finished_holds_up_nobody(backend: Any, start: peewee.Database) -> None:
+    """Another session reads the table whose old column waits to be dropped: boots go on, and a later one drops it."""
+    reader = servers.connect(backend.url)
+    cursor = reader.cursor()
+
+    def up(migrator: Any, db: Any) -> None:
+        db.execute_sql("ALTER TABLE child DROP COLUMN note")
+        cursor.execute("BEGIN")
+        cursor.execute("SELECT id FROM child")
+
+    quick = Options(statement_lock_timeout_s=1)
+    first = migrate_db([("0002_b", up)], database=start, options=quick)
+    second = migrate_db([("0001_a", running()), ("0002_b", up)], database=start, options=quick)
+    assert ([ran.name for ran in first.applied], second.failure) == (["0002_b"], None)
+    assert journal_rows(start)[0] == 1
+
+    reader.close()
+    migrate_db([("0001_a", running()), ("0002_b", up)], database=start)
+    assert journal_rows(start) == [0, 0, 0]
+    assert "_plinth" not in str(picture(start))
+
+
+def test_entries_of_a_batch_that_nobody_knows_stop_everything(start: peewee.Database, crash: Any) -> None:
+    """`migration_batch` was lost while a batch was open: nothing migrates on a half-made schema."""
+    crash("ALTER TABLE child ADD COLUMN ours INT NULL")
+    start.execute_sql("DROP TABLE migration_batch")
+
+    with pytest.raises(MigrationUndoError, match="migration_batch does not know"):
+        migrate_db([("0003_c", running())], database=start)
+
+
 def test_a_table_that_somebody_dropped_is_an_error_not_a_guess(start: peewee.Database, crash: Any) -> None:
     """What the journal knows of and does not find is said, and the batch stays open."""
     crash("ALTER TABLE lone ADD COLUMN ours INT NULL")
@@ -332,6 +410,8 @@ MEAN = {
         "CREATE TEMPORARY TABLE z (id INT PRIMARY KEY)",
         "CREATE TABLE z (id INT PRIMARY KEY)",
     ),
+    "a temporary table in a real one's place": ("RENAME TABLE lone TO x", "CREATE TEMPORARY TABLE lone (id INT)"),
+    "a temporary table after a drop": ("DROP TABLE lone", "CREATE TEMPORARY TABLE lone (id INT)"),
     "a table of the journal's own": ("DELETE FROM migration_journal",),
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -624,15 +623,15 @@ def test_a_rebuilt_alter_does_the_same(db: peewee.Database, sql: str) -> None:
 
 
 @pytest.fixture(name="sent")
-def _sent(db: peewee.Database, caplog: pytest.LogCaptureFixture) -> Callable[[], list[Statement]]:
+def _sent(db: peewee.Database) -> Callable[[], list[Statement]]:
     """Read all that peewee has sent so far, as the driver writes it out for the server."""
-    caplog.set_level(logging.DEBUG, logger="peewee")
+    events: list[Any] = []
+    db.query_hooks.append(events.append)
 
     def sent() -> list[Statement]:
         cursor = db.connection().cursor()
-        messages: list[Any] = [record.msg for record in caplog.records if record.name == "peewee"]
-        assert messages
-        return [read(cursor.mogrify(sql, parameters)) for sql, parameters in messages]
+        assert events
+        return [read(cursor.mogrify(event.sql, event.params or ())) for event in events]
 
     return sent
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from api.db.journal.statement import (
     Update,
 )
 from api.db.journal.store import Entry
+from api.exceptions import StatementRefusedError
 
 
 @dataclass(slots=True)
@@ -25,18 +26,26 @@ class Born:
     """What this batch made: the rows of such a table, and the values of such a column, go with it when it is undone.
 
     *tables* have the entries of their making. *is_tied* once a trigger or a foreign key was made: what is done to a
-    born table may then reach others.
+    born table may then reach others. *touched* are all names that the journal tells of.
     """
 
     tables: dict[str, Entry] = field(default_factory=dict)
     temporary: set[str] = field(default_factory=set)
     columns: dict[str, set[str]] = field(default_factory=dict)
+    touched: set[str] = field(default_factory=set)
     is_tied: bool = False
 
     def hide(self, statement: TemporaryTable) -> None:
         """Note which names temporary tables hide from now on."""
         change = self.temporary.difference_update if statement.dropped else self.temporary.update
         change(statement.tables)
+
+    def refuse_hidden(self, tables: Iterable[str]) -> None:
+        """Raise ``StatementRefusedError`` when a temporary table hides one of *tables*."""
+        for table in set(tables) & self.temporary:
+            raise StatementRefusedError(
+                f"a temporary table has the name {table!r}", hint="drop it first, or give one of them another name"
+            )
 
     def rename(self, old: str, new: str) -> None:
         """Follow a table that gets another name."""

@@ -7,7 +7,7 @@ cursor of its own. ``commit``, ``rollback`` and ``begin`` of the driver pass by:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -123,27 +123,23 @@ class Hook:
         if not statement.dropped:
             new = [table for table in statement.tables if table not in self.born.temporary]
             real = [table for table, text in snapshot.definitions(self.link, new).items() if text is not None]
-            if real:
+            if real := [*real, *(self.born.touched & set(new))]:
                 raise StatementRefusedError(
                     f"the temporary table would hide the table {real[0]!r}", hint="give it a name of its own"
                 )
         self._run(statement.sql)
         self.born.hide(statement)
 
-    def _refuse_hidden(self, tables: Iterable[str]) -> None:
-        for table in set(tables) & self.born.temporary:
-            raise StatementRefusedError(
-                f"a temporary table has the name {table!r}", hint="drop it first, or give one of them another name"
-            )
-
     # Structure -------------------------------------------------------------------------------------------------
 
     def _write_ahead(self, statement: Statement, before: dict[str, str | None], **facts: Any) -> Entry:
         """Write the entry for *statement* and commit it, with whatever the migration left uncommitted."""
-        self._refuse_hidden(before)
+        self.born.refuse_hidden(before)
+        self.born.touched.update(before)
         refuse_missing_rights(self.rights, statement, before)
         self.born.is_tied |= "references" in statement.names or isinstance(statement, CreateTrigger)
         explained: dict[str, Any] = {"names": tuple(sorted(statement.names)), "whole": statement.whole}
+        explained["made"] = tuple(sorted(statement.made)) if isinstance(statement, AlterTable) else ()
         explained["born"] = [table for table in before if table in self.born.tables]
         if "number" not in facts:
             facts["number"] = self.store.next_number()
@@ -154,7 +150,7 @@ class Hook:
         return entry
 
     def _create_table(self, statement: CreateTable) -> None:
-        self._refuse_hidden([statement.table])
+        self.born.refuse_hidden([statement.table])
         before = snapshot.definitions(self.link, [statement.table])
         if before[statement.table] is not None:
             self._run(statement.sql)
@@ -218,12 +214,12 @@ class Hook:
 
     def _alter(self, statement: AlterTable) -> None:
         if statement.table in self.born.temporary:
-            self._refuse_hidden([statement.table] if statement.new_table else [])
+            self.born.refuse_hidden([statement.table] if statement.new_table else [])
             self._run(statement.sql)
             return
         is_born = statement.table in self.born.tables
         if is_born:
-            self._widen(statement.table)
+            self._widen(statement)
         if is_born and statement.new_table is None:
             self._run(statement.sql)
             return
@@ -248,11 +244,12 @@ class Hook:
         else:
             self._alter_plainly(statement, before, table)
 
-    def _widen(self, table: str) -> None:
-        """Let the undo drop *table*, which this batch made, whatever is made of it from now on."""
-        entry = self.born.tables[table]
-        if not entry.whole:
-            self.born.tables[table] = wider = replace(entry, whole=True)
+    def _widen(self, statement: AlterTable) -> None:
+        """Let the undo drop a table that this batch made with the columns that *statement* gives it."""
+        entry = self.born.tables[statement.table]
+        if new := statement.made - set(entry.names):
+            wider = replace(entry, names=tuple(sorted({*entry.names, *new})))
+            self.born.tables[statement.table] = wider
             self.store.rewrite(wider)
             if self.link.in_transaction:
                 self.link.execute("COMMIT")

@@ -58,10 +58,7 @@ class Journal:
 
     def finish(self) -> None:
         """Drop what was renamed away, and close. What cannot be dropped now waits for the next ``up``."""
-        try:
-            undo.finish(self.store, self.engine)
-        except pymysql.err.MySQLError as exc:
-            log.warning("the batch stands, but what it dropped is still there under other names", reason=str(exc))
+        undo.is_finished(self.store, self.engine)
 
     def undo(self) -> None:
         """Take everything back. What stands in the way is in *stuck*, and the journal stays open.

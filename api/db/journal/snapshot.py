@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import pymysql
 
 from api.db.journal.link import Link, name
+from api.exceptions import MigrationError
 
 # MySQL and MariaDB error number.
 NO_SUCH_TABLE = 1146
@@ -19,11 +20,16 @@ def definitions(link: Link, tables: Iterable[str]) -> dict[str, str | None]:
 
 def _definition(link: Link, table: str) -> str | None:
     try:
-        return str(link.rows(f"SHOW CREATE TABLE {name(table)}")[0][1])
+        text = str(link.rows(f"SHOW CREATE TABLE {name(table)}")[0][1])
     except pymysql.err.ProgrammingError as exc:
         if exc.args[0] == NO_SUCH_TABLE:
             return None
         raise
+    if text.startswith("CREATE TEMPORARY"):
+        raise MigrationError(
+            f"a temporary table hides what {table!r} really is", hint="a new connection sees it: run it again"
+        )
+    return text
 
 
 def is_table(definition: str) -> bool:

@@ -137,6 +137,18 @@ class AlterTable(Read):
         return {old: new for old, new in pairs if old and new}
 
     @property
+    def made(self) -> frozenset[str]:
+        """What it makes by name, in small letters; an empty name stands for something that the server names itself."""
+        made: set[str] = set()
+        for clause in self.clauses:
+            if clause.action in (Action.ADD_COLUMN, Action.PART):
+                made.add((clause.name or "").lower())
+            made.add((clause.new_name or clause.name or "").lower())
+            if clause.action is Action.ADD_COLUMN and _CONSTRAINED & set((clause.definition or "").lower().split()):
+                made |= {"", "primary"}
+        return frozenset(made)
+
+    @property
     def new_table(self) -> str | None:
         """Return the table's new name; None if it keeps its own."""
         names = [clause.new_name for clause in self.clauses if clause.action is Action.RENAME_TABLE]
@@ -150,6 +162,8 @@ class AlterTable(Read):
         return " ".join(filter(None, ["ALTER TABLE", name(self.table), self.waiting, listed, *last]))
 
 
+# A column's definition that makes a key or a constraint beside it.
+_CONSTRAINED = frozenset({"unique", "primary", "key", "references", "check"})
 _RENAMING = frozenset({Action.RENAME_COLUMN, Action.CHANGE_COLUMN})
 
 

@@ -1,7 +1,7 @@
 """The journal's tables, and what is written there: one open batch at most, and an entry ahead of each change.
 
 Every write is guarded by the condition of the lock that is held: a migrator that lost its lock without knowing it
-writes nothing more, and so changes nothing more.
+writes no entry more, and so sends no journalled statement more.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ class Entry:
 
     *before* holds each thing's definition, ``None`` for one that was not there. *tables* are pairs of old and new name,
     in the order in which they were renamed; *columns* maps new names to old ones, by table. *kept* maps a column whose
-    type changed to the one that keeps the old values. *names* are what the statement mentions: the undo takes no other
-    change for its own, unless *whole*. *buried* tells that something waits under another name to be dropped. *born* are
-    tables that the batch made itself, which the undo drops in the end: what becomes of them till then does not count.
+    type changed to the one that keeps the old values. *names* are what the statement mentions, *made* what it makes by
+    name: what else there is, is somebody else's, and what else is different too, unless *whole*. *buried* tells that
+    something waits under another name to be dropped. *born* are tables that this batch made itself.
     """
 
     number: int
@@ -76,6 +76,7 @@ class Entry:
     columns: dict[str, dict[str, str]] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
     names: tuple[str, ...] = ()
+    made: tuple[str, ...] = ()
     whole: bool = False
     buried: bool = False
     born: list[str] = field(default_factory=list)
@@ -197,6 +198,18 @@ def create_tables(link: Link) -> None:
     for table, columns in TABLES.items():
         if table in missing:
             link.execute(f"CREATE TABLE {name(table)} ({columns}) ENGINE=InnoDB {CHARACTERS}")
+
+
+def refuse_strays(link: Link) -> None:
+    """Raise ``MigrationUndoError`` when there are entries of a batch that ``migration_batch`` does not know."""
+    sql = """SELECT batch_id, COUNT(*) FROM migration_journal
+             WHERE batch_id NOT IN (SELECT id FROM migration_batch) GROUP BY batch_id"""
+    for batch_id, number in link.rows(sql):
+        raise MigrationUndoError(
+            f"the journal has {number} entries of a batch ({batch_id}) that migration_batch does not know",
+            hint="restore migration_batch from a backup; or compare the schema by hand, and then DELETE FROM "
+            "migration_journal and migration_journal_row: nothing of that batch is undone any more",
+        )
 
 
 def unfinished(link: Link) -> list[OpenBatch]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pymysql
 
@@ -35,6 +36,14 @@ def definition(link: Link, trigger: str) -> str | None:
             return None
         raise
     return json.dumps({"sql_mode": row[1], "statement": row[2], "client": row[3], "connection": row[4]})
+
+
+def is_made_by(text: str, sql: str) -> bool:
+    """Say whether the trigger that *text*, a ``definition``, tells of is what the statement *sql* made or dropped."""
+    bodies = [
+        re.split(r"(?i)\bFOR\s+EACH\s+ROW\b", each, maxsplit=1)[1:] for each in (json.loads(text)["statement"], sql)
+    ]
+    return not bodies[1] or [body.strip(" ;\n") for body in bodies[0]] == [body.strip(" ;\n") for body in bodies[1]]
 
 
 def make(link: Link, text: str) -> None:

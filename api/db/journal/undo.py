@@ -17,7 +17,7 @@ from api.db.dialects.engine import Engine
 from api.db.dialects.errors import classify
 from api.db.journal import graves, snapshot, store, triggers
 from api.db.journal.changes import changes
-from api.db.journal.definition import differing_names, parse, same
+from api.db.journal.definition import Difference, differing_names, parse, same
 from api.db.journal.exchanging import bring_back_kept
 from api.db.journal.going import Going
 from api.db.journal.images import Change
@@ -33,6 +33,10 @@ log = structlog.get_logger(__name__)
 
 # A foreign key may need a second ALTER, a changed character set a third (see `changes`); then a rename is one more.
 PASSES = 6
+# Somebody else uses the table just now: tried again in each pass.
+BUSY = {Category.LOCK_TIMEOUT, Category.DEADLOCK}
+# The kinds of things that a statement makes by name.
+MADE = {"column", "key", "foreign key", "check"}
 LOST = {Category.LOST_CONNECTION, Category.CONNECTION_REFUSED, Category.SERVER_STARTING}
 NOTHING = Going()
 RECOVER = "then run `python -m api.db.migrations recover`: the batch stays open and nothing is lost"
@@ -58,6 +62,7 @@ def recover(link: Link, engine: Engine, guard: store.Guard) -> list[Recovered]:
     Raises ``MigrationUndoError`` when something stands in the way; the batch then stays open.
     """
     with steady(link, engine, foreign_keys=False):
+        store.refuse_strays(link)
         return [_recover(Store(link, found.id, guard), engine, found) for found in store.unfinished(link)]
 
 
@@ -67,17 +72,33 @@ def _recover(batch: Store, engine: Engine, found: OpenBatch) -> Recovered:
             f"batch {found.batch} was left open by a newer release, which this one cannot undo",
             hint="run `python -m api.db.migrations recover` with the release that was being deployed",
         )
-    statements, left_alone = len(batch.entries()), 0
+    entries, left_alone = batch.entries(), 0
+    told = {
+        "batch": found.batch,
+        "direction": found.direction,
+        "statements": len(entries),
+        "newest": [redact(" ".join(entry.statement.split()))[:80] for entry in entries[:5]],
+    }
     if found.state == "committed":
-        finish(batch, engine)
-        action = "finished"
+        action = "finished" if is_finished(batch, engine) else "unfinished"
     else:
-        left_alone = undo(batch, engine)
-        action = "undone"
-    log.warning(
-        "an interrupted batch was " + action, batch=found.batch, direction=found.direction, statements=statements
-    )
-    return Recovered(found.batch, found.direction, action, statements, left_alone)
+        try:
+            left_alone, action = undo(batch, engine), "undone"
+        except MigrationUndoError as exc:
+            log.critical("an interrupted batch could not be undone", reason=exc.message, remedy=exc.hint, **told)
+            raise
+    log.warning("an interrupted batch was " + action, **told)
+    return Recovered(found.batch, found.direction, action, len(entries), left_alone)
+
+
+def is_finished(batch: Store, engine: Engine) -> bool:
+    """Finish a committed batch; say whether that was possible: what cannot be dropped now waits for the next ``up``."""
+    try:
+        finish(batch, engine)
+    except pymysql.err.MySQLError as exc:
+        log.warning("the batch stands, but what it dropped is still there under other names", reason=str(exc))
+        return False
+    return True
 
 
 def finish(batch: Store, engine: Engine) -> None:
@@ -151,18 +172,21 @@ def undo_entry(batch: Store, engine: Engine, entry: Entry, going: Going = NOTHIN
 
 def _undo_structure(batch: Store, engine: Engine, entry: Entry) -> None:
     step = _trigger_step if entry.kind == "trigger" else _table_step
-    refused = ""
+    refused: pymysql.err.MySQLError | None = None
     for _ in range(PASSES):
         try:
             is_done = not step(batch.link, engine, entry)
         except pymysql.err.MySQLError as exc:
             # An error does not say that nothing happened: MySQL 9.7 answers 1146 to an ALTER that it has done.
-            if str(exc) == refused or classify(exc, engine).category in LOST:
+            found = classify(exc, engine).category
+            if found in LOST or (str(exc) == str(refused) and found not in BUSY):
                 raise
-            refused, is_done = str(exc), False
+            refused, is_done = exc, False
         if is_done:
             batch.forget(entry.number)
             return
+    if refused is not None:
+        raise refused
     raise MigrationUndoError(
         f"{_place(entry)} could not be undone: {_differences(batch.link, entry)}",
         hint="compare the definitions by hand, mend the table, " + RECOVER,
@@ -253,7 +277,9 @@ def _drop_made(link: Link, entry: Entry, table: str, now: str) -> None:
 
 
 def _change_back(link: Link, engine: Engine, entry: Entry, table: str, now: str, was: str) -> None:
-    if not snapshot.is_table(now) or not snapshot.is_table(was):
+    if snapshot.is_table(now) != snapshot.is_table(was):
+        raise _gone(entry, f"{table!r}")
+    if not snapshot.is_table(now):
         link.execute(re.sub(r"\ACREATE ", "CREATE OR REPLACE ", was))
         return
     _refuse_missing(entry, table, now, was)
@@ -281,9 +307,7 @@ def _refuse_missing(entry: Entry, table: str, now: str, was: str) -> None:
 
 
 def _refuse_foreign_changes(entry: Entry, table: str, now: str, was: str) -> None:
-    """Refuse to take back what somebody else changed meanwhile: what no word of the statement explains."""
-    if entry.whole:
-        return
+    """Refuse to take back what somebody else made or changed meanwhile: what the statement does not explain."""
     names = set(entry.names)
     # An index that a foreign key made goes and comes with it, under another name.
     for keys in (parse(now).foreign_keys, parse(was).foreign_keys):
@@ -291,7 +315,7 @@ def _refuse_foreign_changes(entry: Entry, table: str, now: str, was: str) -> Non
     foreign = [
         each
         for each in differing_names(now, was, entry.columns.get(table, {}))
-        if not names & {word.lower() for word in each.identifiers} and not each.name.startswith(PREFIX)
+        if not _is_own(entry, table, each, names)
     ]
     if foreign:
         raise MigrationUndoError(
@@ -299,6 +323,18 @@ def _refuse_foreign_changes(entry: Entry, table: str, now: str, was: str) -> Non
             + "; ".join(f"{each.kind} {each.name!r}" for each in foreign),
             hint="take that change back (it may be made again afterwards), " + RECOVER,
         )
+
+
+def _is_own(entry: Entry, table: str, difference: Difference, names: set[str]) -> bool:
+    """Say whether the statement explains *difference*: what is too much it makes, by name or as the server names it."""
+    own = difference.name.lower()
+    if difference.kind not in MADE or not difference.is_extra:
+        return entry.whole or own.startswith(PREFIX) or bool(names & {word.lower() for word in difference.identifiers})
+    plain = re.sub(r"_\d+\Z", "", own)
+    if own.startswith(PREFIX) or own in entry.made or plain in entry.made:
+        return True
+    by_server = re.fullmatch(rf"({re.escape(table.lower())}_(ibfk|chk)|constraint)_\d+", own) or {own, plain} & names
+    return difference.kind != "column" and "" in entry.made and bool(by_server)
 
 
 def _differences(link: Link, entry: Entry) -> str:
@@ -321,6 +357,11 @@ def _trigger_step(link: Link, engine: Engine, entry: Entry) -> bool:
         if now == was:
             continue
         stands = False
+        if now is not None and not triggers.is_made_by(now, entry.statement):
+            raise MigrationUndoError(
+                f"{_place(entry)} cannot be undone: somebody made another trigger {trigger!r} meanwhile",
+                hint="give his trigger another name, " + RECOVER,
+            )
         if now is not None:
             link.execute(f"DROP TRIGGER {name(trigger)}")
         if was is not None:
