@@ -315,4 +315,4 @@ class TestConnecting:
         assert (line["log_level"], line["engine"], line["pool_max"]) == ("info", backend.engine, 3)
         assert (line["database"], line["pool_timeout_s"]) == (database.database, 2)
         assert line.get("connect_timeout_s") == (None if backend.engine == "sqlite" else 7)
-        assert "open" not in str(line)
+        assert "sesame" not in str(line)
