@@ -217,11 +217,6 @@ INTRUSIONS = {
         "CREATE INDEX theirs ON child (code)",
         "DROP INDEX theirs ON child",
     ),
-    "a check on the batch's column": (
-        ("CREATE INDEX ours ON child (size)",),
-        "ALTER TABLE child ADD CONSTRAINT theirs CHECK (size > -1)",
-        "ALTER TABLE child DROP CONSTRAINT theirs",
-    ),
     "a column of a new table": (
         ("CREATE TABLE made (id INT PRIMARY KEY)", "ALTER TABLE made ADD COLUMN ours INT NULL"),
         "ALTER TABLE made ADD COLUMN theirs INT NULL",

@@ -35,8 +35,8 @@ log = structlog.get_logger(__name__)
 PASSES = 6
 # Somebody else uses the table just now: tried again in each pass.
 BUSY = {Category.LOCK_TIMEOUT, Category.DEADLOCK}
-# The kinds of things that a statement makes by name.
-MADE = {"column", "key", "foreign key", "check"}
+# What a statement makes by name alone; the servers name constraints anew as they please.
+MADE = {"column", "key"}
 LOST = {Category.LOST_CONNECTION, Category.CONNECTION_REFUSED, Category.SERVER_STARTING}
 NOTHING = Going()
 RECOVER = "then run `python -m api.db.migrations recover`: the batch stays open and nothing is lost"
@@ -310,12 +310,13 @@ def _refuse_foreign_changes(entry: Entry, table: str, now: str, was: str) -> Non
     """Refuse to take back what somebody else made or changed meanwhile: what the statement does not explain."""
     names = set(entry.names)
     # An index that a foreign key made goes and comes with it, under another name.
+    foreign_keys = {key.lower() for text in (now, was) for key in parse(text).foreign_keys}
     for keys in (parse(now).foreign_keys, parse(was).foreign_keys):
         names.update(c.lower() for key, line in keys.items() if key.lower() in entry.names for c in columns_in(line))
     foreign = [
         each
         for each in differing_names(now, was, entry.columns.get(table, {}))
-        if not _is_own(entry, table, each, names)
+        if not _is_own(entry, table, each, names) and not (each.kind == "key" and each.name.lower() in foreign_keys)
     ]
     if foreign:
         raise MigrationUndoError(
