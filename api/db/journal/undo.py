@@ -329,6 +329,8 @@ def _refuse_foreign_changes(entry: Entry, table: str, now: str, was: str) -> Non
 def _is_own(entry: Entry, table: str, difference: Difference, names: set[str]) -> bool:
     """Say whether the statement explains *difference*: what is too much it makes, by name or as the server names it."""
     own = difference.name.lower()
+    if difference.kind == "check" and difference.current and difference.wanted:
+        return True  # MySQL prints it in other words once the table was copied
     if difference.kind not in MADE or not difference.is_extra:
         return entry.whole or own.startswith(PREFIX) or bool(names & {word.lower() for word in difference.identifiers})
     plain = re.sub(r"_\d+\Z", "", own)
