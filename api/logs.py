@@ -55,6 +55,12 @@ def redact(text: str) -> str:
     return text
 
 
+def one_line(text: str, limit: int | None = None) -> str:
+    """Return *text* without its secrets and on one line; what is longer than *limit* characters ends in an ellipsis."""
+    line = redact(" ".join(text.split()))
+    return line if limit is None or len(line) <= limit else f"{line[: limit - 1]}…"
+
+
 def storable(text: str) -> str:
     """Return *text* without what a server refuses to store: NUL on PostgreSQL, lone surrogates everywhere."""
     return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")

@@ -97,6 +97,12 @@ def test_the_command_line_loads_no_flask() -> None:
     assert done.stdout.endswith("loaded []\n")
 
 
+def test_a_boot_loads_no_tokenizer() -> None:
+    """Only a batch on MySQL or MariaDB pays for sqlglot, once it reads a statement."""
+    done = run_python("-c", "import sys, api.db.cli; print('sqlglot' in sys.modules)")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "False\n", "")
+
+
 def test_an_import_does_nothing() -> None:
     """No module connects, starts a thread or a process, or reads the database's URL when it is imported."""
     done = run_python("-c", WATCHED_IMPORTS, *MODULES, DATABASE_URL="nonsense://")

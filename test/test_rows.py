@@ -652,6 +652,8 @@ def test_more_rows_than_the_limit_are_refused(link: Session, sql: str) -> None:
         "INSERT INTO item (name) VALUES ('5'), ('6'), ('7')",
         "INSERT INTO item VALUES (NULL, '5', 5, NULL)",
         "INSERT INTO item (id, name) VALUES (7, '5'), (-1, '6')",
+        "INSERT INTO item (name, id) VALUE (LOWER('A,)'), 7), ('b' /* b */, - 1)",
+        "INSERT INTO item SET item.id = -7, name = 'it''s', size = GREATEST(2, 3)",
         "UPDATE item i JOIN item j ON j.id >= i.id SET i.size = 9 WHERE i.id < 3",
     ],
 )

@@ -15,7 +15,7 @@ import pytest
 from playhouse.migrate import MySQLMigrator, migrate
 
 from api.db import operations
-from api.db.journal.reading import read
+from api.db.journal.reading import read, split
 from api.db.journal.statement import (
     Action,
     AlterTable,
@@ -33,7 +33,6 @@ from api.db.journal.statement import (
     TemporaryTable,
     Update,
 )
-from api.db.journal.words import split
 from api.db.migrators import migrator_for
 from api.db.models import CostRecord, PlatformConnection, Task, TaskLog
 from api.exceptions import StatementRefusedError
@@ -514,9 +513,9 @@ def _varied(sql: str, rng: random.Random) -> str:
         gap = sql[end : token.start]
         loose = gap or word in ("(", ")", ",") or text.endswith(("(", ")", ","))
         text += rng.choice(_NOISE) if loose and text else ""
-        written = sql[token.start : token.end + 1]
+        written = sql[token.start : token.end]
         text += rng.choice((written.upper, written.lower, written.title))() if word.isalpha() else written
-        end = token.end + 1
+        end = token.end
     return text + rng.choice(("", ";", " ;;\n", " -- end", "/* end */"))
 
 

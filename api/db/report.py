@@ -14,7 +14,7 @@ from api.db.journal.undo import Recovered
 from api.db.results import BatchResult, Failure, Ran
 from api.db.status import MigrationState
 from api.exceptions import AADAPError, MigrationFailedError
-from api.logs import redact
+from api.logs import one_line
 
 STATEMENT_LENGTH = 500
 TO_DO = frozenset({"pending", "failed"})
@@ -155,7 +155,7 @@ def failure_rows(error: MigrationFailedError) -> list[Row]:
     assert failure is not None
     rows = [("file", _where(failure.migration.path, failure.cause))] if failure.migration.path else []
     if failure.statement:
-        rows.append(("statement", shortened(failure.statement)))
+        rows.append(("statement", one_line(failure.statement, STATEMENT_LENGTH)))
     rows.append(("state", state_text(result)))
     # First what keeps the batch from being undone, then what made it fail.
     hints = [failure.stuck.hint, error.hint] if failure.stuck else [error.hint]
@@ -197,12 +197,6 @@ def left_alone_text(number: int) -> str:
     """Say how many rows an undo did not put back; nothing when it put back all."""
     rows = "1 row that another session has" if number == 1 else f"{number} rows that other sessions have"
     return f", but for {rows} changed since: see the log" if number else ""
-
-
-def shortened(statement: str) -> str:
-    """Return *statement* on one line, without secrets, cut at 500 characters."""
-    line = redact(" ".join(statement.split()))
-    return line if len(line) <= STATEMENT_LENGTH else line[: STATEMENT_LENGTH - 1] + "…"
 
 
 def _where(path: Path | None, cause: BaseException) -> str:

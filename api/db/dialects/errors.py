@@ -15,7 +15,7 @@ from api.db.dialects import mysql, postgres, sqlite
 from api.db.dialects.categories import EXPECTED, SKIPPED, TRAITS, TRANSIENT, Category, Code, Meaning
 from api.db.dialects.engine import ENGINES, Engine
 from api.exceptions import ErrorSeverity
-from api.logs import redact
+from api.logs import one_line, redact
 
 _FLAGS = re.IGNORECASE | re.MULTILINE | re.DOTALL
 # What a server quotes of a statement it cannot read: a word, or all that follows (MySQL, MariaDB).
@@ -107,7 +107,7 @@ def classify(exc: BaseException, engine: Engine, *, statement: str = "") -> Clas
     category = _by_words(message, engine) if code is None else _by_code(code, error, engine, statement)
     if category is Category.SYNTAX_ERROR:
         message = _QUOTED_SQL.sub(_mask_literals, message)
-    return Classified(category, code, redact(" ".join(message.split())))
+    return Classified(category, code, one_line(message))
 
 
 def driver_error(exc: BaseException, engine: Engine) -> BaseException | None:

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import pymysql
-import sqlglot
 from pymysql.constants import CLIENT, ER
-from sqlglot import exp
 
 from api.db.journal.images import Change, Key, Row, Shape, exact, find
 from api.db.journal.link import Link, Memory, name
+from api.db.journal.reading import split
 from api.db.journal.shapes import Event, shape_of
 from api.db.journal.snapshot import definitions
 from api.db.journal.statement import Delete, Insert, Update
+from api.db.journal.touching import read_rows
 from api.exceptions import StatementRefusedError
 
 Changing: TypeAlias = Update | Delete | Insert
@@ -34,6 +34,9 @@ VOLATILE = re.compile(
 )
 OWN_LIMIT = re.compile(r"\bLIMIT\s+(\d+)\s*\Z", re.IGNORECASE)
 JOINED = re.compile(r",|\bJOIN\b", re.IGNORECASE)
+CONSTANT = re.compile(r"[-+]?\s*[\d.]+(?:e[-+]?\d+)?|(['\"])(?:\\.|\1\1|(?!\1)[^\\])*\1", re.IGNORECASE | re.DOTALL)
+# It asks an AUTO_INCREMENT for its next number.
+ZERO = re.compile(r"[-+]?\s*0|(['\"])0\1")
 # The smallest max_allowed_packet in use, by far.
 SHORT = 500_000
 INSERTS = re.compile(r"\s*INSERT\b", re.IGNORECASE)
@@ -210,21 +213,13 @@ def _written_keys(statement: Insert, shape: Shape) -> list[Key]:
     if statement.from_select or not {column.lower() for column in shape.key} <= set(named):
         return []
     try:
-        values = sqlglot.parse_one(statement.sql, read="mysql").args.get("expression")
-    except sqlglot.errors.SqlglotError:
+        rows = read_rows(split(statement.sql))
+    except StatementRefusedError:
         return []
-    rows = values.expressions if isinstance(values, exp.Values) else []
     at = [named.index(column.lower()) for column in shape.key]
-    keys = [[row.expressions[i] for i in at] for row in rows if len(row.expressions) == len(named)]
-    if len(keys) < len(rows) or not all(_is_constant(each) for key in keys for each in key):
-        return []
-    return [tuple(each.sql(dialect="mysql") for each in key) for key in keys]
-
-
-def _is_constant(value: exp.Expression) -> bool:
-    literal = value.this if isinstance(value, exp.Neg) else value
-    # 0 asks an AUTO_INCREMENT for its next number.
-    return isinstance(literal, exp.Literal) and literal.this != "0"
+    keys = [tuple(row[i] for i in at) for row in rows if len(row) == len(named)]
+    is_constant = all(CONSTANT.fullmatch(value) and not ZERO.fullmatch(value) for key in keys for value in key)
+    return keys if is_constant and len(keys) == len(rows) else []
 
 
 def _read(link: Link, shape: Shape, where: str, limit: int) -> dict[Key, Row]:

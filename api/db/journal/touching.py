@@ -235,6 +235,24 @@ def read_insert(words: Words) -> Insert:
     )
 
 
+def read_rows(words: Words) -> list[list[str]]:
+    """Read the rows that INSERT or REPLACE writes, each value as written; nothing where it writes them otherwise."""
+    words.at = words.find("VALUES", "VALUE", "SET")
+    if words.take("SET"):
+        row = list(words.part(words.at, words.find("ON", "AS", "RETURNING")).parts())
+        for value in row:
+            _assigned(value)
+        return [[value.text() for value in row]]
+    words.skip()
+    rows = []
+    while words.next == "(":
+        values = words.part(words.at + 1, words.closing[words.at])
+        rows.append([value.text() for value in values.parts()])
+        words.skip()
+        words.take(",")
+    return rows
+
+
 def _columns(words: Words) -> tuple[str, ...]:
     """Read the list of columns; nothing, with nothing read, where a query in parentheses stands."""
     if words.next != "(" or words.second in _QUERY:

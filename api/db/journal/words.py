@@ -1,46 +1,26 @@
-"""A statement's words, by sqlglot's MySQL tokenizer, and the place in them that is being read.
-
-The stock tokenizer is made for a parser: it swallows RENAME and the like as one string and joins ``ORDER BY`` into one
-token, unless a comment stands between. Without its keywords every word is a word, quoted names and strings are told
-apart, and each token keeps its place in the text. How a server lexes also depends on sql_mode: this is right while
-neither ANSI_QUOTES nor NO_BACKSLASH_ESCAPES is on.
-"""
+"""A statement's words, and the place in them that is being read; ``lexing`` splits a statement into them."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
-
-from sqlglot import Token, TokenType
-from sqlglot.dialects.mysql import MySQL
-from sqlglot.errors import TokenError
+from typing import NamedTuple
 
 from api.exceptions import StatementRefusedError
-from api.logs import redact
-
-# MySQL's comments, without those that it executes; one without an end reaches to the end.
-_COMMENT = re.compile(r"#[^\n]*|--(?=[\x00-\x20\x7f]|\Z)[^\n]*|/\*(?!M?!).*?(?:\*/|\Z)", re.DOTALL | re.IGNORECASE)
-# Where the tokenizer and a server may see different gaps: executed comments, Jinja's, spaces beyond ASCII.
-_ODD = re.compile(r"/\*M?!|\{#|[^\x00-\x7f]", re.IGNORECASE)
-_SPACE = " \t\n\v\f\r"
+from api.logs import one_line
 
 # A word that stands for a token that is no keyword and no punctuation.
 QUOTED_NAME, STRING, NUMBER, OTHER = "`", "'", "0", ""
-_STANDS_FOR = {
-    TokenType.IDENTIFIER: QUOTED_NAME,
-    TokenType.STRING: STRING,
-    TokenType.NATIONAL_STRING: STRING,
-    TokenType.NUMBER: NUMBER,
-    TokenType.HEX_STRING: NUMBER,
-    TokenType.BIT_STRING: NUMBER,
-}
 
 
-class _Tokenizer(MySQL.Tokenizer):
-    KEYWORDS: ClassVar[dict[str, TokenType]] = {}
-    COMMANDS: ClassVar[set[TokenType]] = set()
+class Token(NamedTuple):
+    """What stands from *start* to before *end* of a statement: its *text* unquoted, and its *word* in ``Words``."""
+
+    word: str
+    text: str
+    start: int
+    end: int
+    is_name: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +43,7 @@ class Words:
     def __init__(self, sql: str, tokens: list[Token]) -> None:
         self.sql = sql
         self.tokens = tokens
-        self.words = _words(tokens)
+        self.words = [token.word for token in tokens]
         self.at = 0
         self.end = len(tokens)
         while self.end and self.words[self.end - 1] == ";":
@@ -140,7 +120,7 @@ class Words:
 
     def name(self) -> str:
         """Read a name, quoted or not; refuse the statement where none stands."""
-        if self.done or self.tokens[self.at].token_type not in (TokenType.VAR, TokenType.IDENTIFIER):
+        if self.done or not self.tokens[self.at].is_name:
             raise self.refused(f"a name was expected {self._where()}")
         self.at += 1
         return self.tokens[self.at - 1].text
@@ -191,12 +171,11 @@ class Words:
         end = self.end if end is None else end
         if start >= end:
             return ""
-        return self.sql[self.tokens[start].start : self.tokens[end - 1].end + 1]
+        return self.sql[self.tokens[start].start : self.tokens[end - 1].end]
 
     def names(self) -> frozenset[str]:
         """Return all words that could be a name, in lower case, whatever has been read."""
-        kinds = (TokenType.VAR, TokenType.IDENTIFIER)
-        return frozenset(token.text.lower() for token in self.tokens if token.token_type in kinds)
+        return frozenset(token.text.lower() for token in self.tokens if token.is_name)
 
     # Refusing -----------------------------------------------------------------------------------------------------
 
@@ -210,45 +189,5 @@ class Words:
 
 def refusal(sql: str, reason: str, hint: str | None = None) -> StatementRefusedError:
     """Return the error for *sql*, which is shown cut short and without its secrets."""
-    shown = " ".join(redact(sql[:2000]).split())
-    shown = shown if len(shown) <= 80 else f"{shown[:79]}…"
+    shown = one_line(sql[:2000], 80)
     return StatementRefusedError(f"refused in an atomic batch: {reason}: {shown!r}", hint=hint)
-
-
-def split(sql: str) -> Words:
-    """Return the words of *sql*; refuse what a server may split differently, or would execute from a comment."""
-    try:
-        # A tokenizer keeps what it is at in itself: one for each statement serves all threads, and costs 7 us.
-        tokens = _Tokenizer(dialect="mysql").tokenize(sql)
-    except TokenError as error:
-        raise refusal(sql, "a quote or comment is not closed, or a number is none") from error
-    if _ODD.search(sql):
-        _refuse_odd_gaps(sql, tokens)
-    return Words(sql, tokens)
-
-
-def _words(tokens: list[Token]) -> list[str]:
-    words, before = [], ""
-    for token in tokens:
-        if token.token_type is TokenType.VAR:
-            word = OTHER if before in (".", "@") else token.text.upper()
-        else:
-            word = _STANDS_FOR.get(token.token_type, token.text)
-        words.append(word)
-        before = word
-    return words
-
-
-def _refuse_odd_gaps(sql: str, tokens: list[Token]) -> None:
-    """Refuse *sql* if between its tokens stands what MySQL takes neither for a space nor for a mere comment."""
-    ends = [0, *(token.end + 1 for token in tokens)]
-    starts = [*(token.start for token in tokens), len(sql)]
-    left = "".join(_COMMENT.sub("", sql[end:start]) for end, start in zip(ends, starts, strict=True))
-    if "/*" in left:
-        raise refusal(
-            sql,
-            "it has an executable comment, which the server may run or not",
-            "write what the server shall run without the comment's marks",
-        )
-    if left.strip(_SPACE):
-        raise refusal(sql, f"between its words stands {left.strip(_SPACE)[:1]!r}, which is no space to the server")
