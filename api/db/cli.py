@@ -202,8 +202,7 @@ def status(context: Context) -> None:
 def plan(context: Context, target: str | None) -> None:
     """Show what `up` would run, in which order and what of it as a whole; changes nothing."""
     with context.connected():
-        names = migrations.pending_migrations(context.directory, context.database, target)
-        interrupted = migrations.is_interrupted(context.database)
+        names, interrupted = migrations.pending_and_interrupted(context.directory, context.database, target)
     parts = migrations.migration_parts(context.directory, names)
 
     def table() -> None:

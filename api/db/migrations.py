@@ -311,15 +311,15 @@ def revertible(target: str | None = None, *, database: Any = None) -> list[str]:
     return applied[: applied.index(target) + 1] if target else applied[:1]
 
 
-def pending_migrations(directory: Path | None = None, database: Any = None, target: str | None = None) -> list[str]:
+def pending_migrations(directory: Path | None = None, database: Any = None) -> list[str]:
     """Return the names that ``migrate_db`` would apply, in their order. One query, no file opened."""
-    done = history.done_in(history.read_states(unwrap(database or DB)) or {})
-    return _up_to(target, _pending(done, _files(directory)))
+    return pending_and_interrupted(directory, database or DB)[0]
 
 
-def is_interrupted(database: Any = None) -> bool:
-    """Say whether a batch waits to be undone or finished: the schema may be between two releases. One query."""
-    return history.look(unwrap(database or DB))[1]
+def pending_and_interrupted(directory: Path | None, database: Any, target: str | None = None) -> tuple[list[str], bool]:
+    """Return those names, and whether a batch waits to be undone: the schema may be between two releases. One query."""
+    states, interrupted = history.look(unwrap(database))
+    return _up_to(target, _pending(history.done_in(states), _files(directory))), interrupted
 
 
 def migration_parts(directory: Path | None, names: Sequence[str]) -> list[list[Migration]]:

@@ -15,7 +15,7 @@ from flask import Blueprint
 
 from api.db.connection import open_database
 from api.db.dialects.connecting import driver_code
-from api.db.migrations import is_interrupted, pending_migrations
+from api.db.migrations import pending_and_interrupted
 from api.exceptions import MigrationFileError
 from api.settings import Settings
 from api.web.inputs import Answer
@@ -84,8 +84,7 @@ class Readiness:
     def _probe(self) -> Verdict:
         try:
             self._database.connect()
-            pending = pending_migrations(self._directory, self._database)
-            interrupted = is_interrupted(self._database)
+            pending, interrupted = pending_and_interrupted(self._directory, self._database)
         except MigrationFileError as exc:
             return Verdict("the migrations cannot be read", {"code": exc.error_code})
         except Exception as exc:  # noqa: BLE001 - whatever went wrong, the answer is "not ready" and why
