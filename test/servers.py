@@ -373,7 +373,7 @@ class Fleet:
         self.stop()
 
 
-def connect(url: str) -> Any:
+def connect(url: str, **options: Any) -> Any:
     """Return a bare, self-committing driver connection to the PostgreSQL, MariaDB or MySQL at *url*."""
     parts = urlsplit(url)
     account: dict[str, Any] = {
@@ -382,6 +382,7 @@ def connect(url: str) -> Any:
         "password": unquote(parts.password or ""),
         "database": parts.path.lstrip("/") or None,
         "connect_timeout": 5,
+        **options,
     }
     if parts.scheme != "postgres":
         return pymysql.connect(port=parts.port or 3306, autocommit=True, **account)

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from race import fork
 from sessions import SERVERS, end_session, session_number
 from structlog.testing import capture_logs
-from test_journal import START, assert_same, picture, running
+from test_journal import assert_same, picture, running
 
 from api.db import cli, history, report
 from api.db.batch import Options
@@ -26,16 +26,9 @@ from api.db.results import BatchInterrupted, BatchResult, Failure, Ran
 from api.exceptions import MigrationError, MigrationFailedError
 from conftest import Backend
 
+pytest_plugins = ("journal_fixtures",)
+
 JOURNALLED = pytest.mark.engines("mariadb", "mysql")
-
-
-@pytest.fixture
-def start(db: peewee.Database) -> peewee.Database:
-    """Give the database the tables and rows of START, and a first migration that ran."""
-    for sql in START:
-        db.execute_sql(sql)
-    migrate_db([("0001_a", running())], database=db)
-    return db
 
 
 def failed(database: peewee.Database, *ups: Any, **options: Any) -> MigrationFailedError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -10,6 +11,7 @@ from urllib.parse import urlsplit
 import peewee
 import pymysql
 import pytest
+import servers
 
 from api.db.journal import session
 from api.db.journal.hook import Hook, hooked
@@ -99,6 +101,38 @@ def test_no_setting_of_the_migration_stops_the_undo(backend: Any, start: peewee.
 
     assert (journal.stuck, journal.is_open) == (None, False)
     assert standing(start) == before
+
+
+LOCK_WAITS = "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
+
+
+def test_a_deadlock_that_a_migration_swallows_ends_its_transaction(backend: Any, start: peewee.Database) -> None:
+    """No error tells that the transaction is gone: the next change and its entry are one transaction all the same."""
+    other, migrating = servers.connect(backend.url).cursor(), backend.database()
+    for sql in ("BEGIN", "INSERT INTO o VALUES (5), (6), (7), (8), (9)", "UPDATE t SET b = 'other' WHERE id = 1"):
+        other.execute(sql)
+    waiting = threading.Thread(target=other.execute, args=("UPDATE t SET b = 'other' WHERE id = 2",))
+    migrating.connect()
+    with (
+        suppress(ZeroDivisionError),
+        session.journalled(migrating, backend.engine, "0001", "up", Guard(), 1000) as journal,
+    ):
+        migrating.execute_sql("BEGIN")
+        migrating.execute_sql("UPDATE t SET a = 1 WHERE id = 2")
+        waiting.start()
+        while start.execute_sql(LOCK_WAITS).fetchone() == (0,):
+            assert waiting.is_alive()
+        with pytest.raises(peewee.OperationalError, match="1213"):
+            migrating.execute_sql("UPDATE t SET a = 1 WHERE id = 1")
+        waiting.join()
+        migrating.execute_sql("UPDATE t SET a = 1 WHERE id = 3")
+        (kept,) = start.execute_sql("SELECT COUNT(*) FROM migration_journal_row").fetchone()
+        raise ZeroDivisionError
+    other.execute("COMMIT")
+
+    assert (kept, journal.stuck) == (1, None)
+    found = start.execute_sql("SELECT id, a, b FROM t ORDER BY id").fetchall()
+    assert found == ((1, 5000, "other"), (2, 2, "other"), (3, 3, "z"))
 
 
 BORN = {
@@ -205,6 +239,18 @@ def test_recovery_counts_the_rows_that_it_left_alone(backend: Any, start: peewee
 
     assert (recovered.action, recovered.left_alone) == ("undone", 2)
     assert start.execute_sql("SELECT a FROM t ORDER BY id").fetchall() == ((5000,), (77,), (77,))
+
+
+@pytest.mark.engines("mariadb")
+def test_a_statement_that_a_dropped_column_is_in_the_way_of_is_refused(backend: Any, start: peewee.Database) -> None:
+    """The reason is a column that nobody sees any more, so it is told by its name."""
+    start.execute_sql("ALTER TABLE o ADD place POINT NULL")
+    before = standing(start)
+
+    with pytest.raises(StatementRefusedError, match=r"'o' keeps the columns .*_plinth1_1_c0.*GEOMETRY"):
+        undone(backend, "ALTER TABLE o DROP COLUMN place", "ALTER TABLE o PARTITION BY KEY (id) PARTITIONS 2")
+
+    assert standing(start) == before
 
 
 # Rights --------------------------------------------------------------------------------------------------------

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+
+import pymysql
+from pymysql.constants import ER
 
 from api.db.dialects.column_text import ColumnText, parse_definition, tokens_of
 from api.db.dialects.engine import Engine
@@ -48,7 +52,6 @@ WHERE referenced_table_schema = DATABASE() AND referenced_table_name = %s AND re
 REFERRING = """
 SELECT table_name, constraint_name FROM information_schema.referential_constraints
 WHERE constraint_schema = DATABASE() AND referenced_table_name = %s LIMIT 9999"""
-REMEDY = "set `atomic = False` in the migration's file: it then runs outside the batch, without undo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,7 @@ def _refuse_tied(link: Link, alter: AlterTable, table: TableDefinition, column: 
     """Refuse a column whose real drop could fail after the commit, for what an empty copy does not show."""
     where = f"column {column!r} of {alter.table!r}"
     if ("key", "PRIMARY") in table.mentions(column):
-        raise StatementRefusedError(f"{where} is part of the primary key: its drop cannot be undone", hint=REMEDY)
+        raise StatementRefusedError(f"{where} is part of the primary key: its drop cannot be undone")
     released = _released(alter)
     for kind, key in table.mentions(column):
         if kind == "foreign key" and key.lower() not in released:
@@ -144,9 +147,7 @@ def _refuse_tied(link: Link, alter: AlterTable, table: TableDefinition, column: 
 def _rehearse(link: Link, alter: AlterTable, table: TableDefinition) -> TableDefinition:
     """Drop on an empty temporary copy, which no other session sees, and return what the table becomes."""
     if table.partitions:
-        raise StatementRefusedError(
-            f"{alter.table!r} is partitioned: the drop of a column cannot be tried beforehand", hint=REMEDY
-        )
+        raise StatementRefusedError(f"{alter.table!r} is partitioned: the drop of a column cannot be tried beforehand")
     # What a temporary table cannot have: foreign keys, FULLTEXT keys (MySQL 1796), compressed rows (MariaDB 4047).
     apart = {key: line for key, line in table.keys.items() if not line.startswith(COPIED_KEYS)}
     kept = [*(line for key, line in table.keys.items() if key not in apart), *table.checks.values()]
@@ -242,6 +243,22 @@ def type_in(text: ColumnText) -> str:
     return " ".join(text.tokens[text.start : text.start + text.kind])
 
 
+@contextmanager
+def refused_for(table: TableDefinition) -> Iterator[None]:
+    """Say of a statement that the server refuses for a column's type that a dropped column of *table* may be why."""
+    try:
+        yield
+    except pymysql.err.MySQLError as exc:
+        waiting = [column.name for column in table.columns if column.name.startswith(PREFIX)]
+        if not waiting or exc.args[0] != ER.CHECK_NOT_IMPLEMENTED:
+            raise
+        raise StatementRefusedError(
+            f"{table.name!r} keeps the columns that this batch dropped until it commits: {', '.join(waiting)}; "
+            f"the server says: {exc.args[1]}",
+            hint="do it in a migration of the next release",
+        ) from exc
+
+
 # Tables --------------------------------------------------------------------------------------------------------
 
 
@@ -256,7 +273,7 @@ def refuse_long_names(table: TableDefinition) -> None:
         if len(key) > LONGEST_NAME:
             raise StatementRefusedError(
                 f"{key!r} of {table.name!r}, a name that the server made up, is too long to be given again",
-                hint=f"rename the table to something short first, or {REMEDY}",
+                hint=f"rename the table to something short first, or {StatementRefusedError.default_hint}",
             )
 
 

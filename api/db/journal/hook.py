@@ -16,7 +16,7 @@ import peewee
 import pymysql
 
 from api.db.dialects.engine import Engine
-from api.db.journal import graves, losing, rows, snapshot, triggers
+from api.db.journal import graves, losing, rows, shapes, snapshot, triggers
 from api.db.journal.born import Born, folded, tables_of
 from api.db.journal.definition import TableDefinition, parse
 from api.db.journal.link import Link, Memory, name
@@ -40,19 +40,9 @@ from api.db.journal.statement import (
     Update,
 )
 from api.db.journal.store import OUR_TABLES, Entry, Store
-from api.db.journal.undo import undo_entry, undo_since
+from api.db.journal.undo import undo_since
 from api.exceptions import MigrationError, StatementRefusedError
 
-ATOMIC_FALSE = "set `atomic = False` in the migration's file: it then runs outside the batch, without undo"
-# Whether a statement on a table changes more than it says: by a trigger, a column ON UPDATE CURRENT_TIMESTAMP, a key
-# that follows.
-TRIGGER = """SELECT EXISTS (SELECT 1 FROM information_schema.triggers
-             WHERE event_object_schema = DATABASE() AND event_object_table = %s)"""
-CLOCK = """SELECT EXISTS (SELECT 1 FROM information_schema.columns WHERE table_schema = DATABASE()
-           AND table_name = %s AND LOWER(extra) LIKE '%%on update%%')"""
-FOLLOWING = """SELECT EXISTS (SELECT 1 FROM information_schema.referential_constraints
-               WHERE unique_constraint_schema = DATABASE() AND referenced_table_name = %s
-                 AND (delete_rule NOT IN ('RESTRICT', 'NO ACTION') OR update_rule NOT IN ('RESTRICT', 'NO ACTION')))"""
 SAVEPOINT = "plinth_rows"
 
 
@@ -74,12 +64,19 @@ class Hook:
         """Stand in for the connection's ``query``. Raises ``StatementRefusedError`` for what cannot be undone."""
         if self.link.own:
             return self._send(sql, unbuffered)
+        try:
+            return self._query(sql, unbuffered)
+        except pymysql.err.MySQLError:
+            self.link.refresh()
+            raise
+
+    def _query(self, sql: str | bytes, unbuffered: bool) -> Any:
         text = sql if isinstance(sql, str) else sql.decode("utf8", "surrogateescape")
         statement = read(text)
         if statement.schemas - {self._schema}:
             raise StatementRefusedError(
                 f"the statement changes another database, {sorted(statement.schemas)[0]!r}: it could not be undone",
-                hint="migrate that database by its own URL, or " + ATOMIC_FALSE,
+                hint="migrate that database by its own URL, or " + StatementRefusedError.default_hint,
             )
         if isinstance(statement, Free):
             return self._send(sql, unbuffered)
@@ -122,10 +119,10 @@ class Hook:
     def _hide(self, statement: TemporaryTable) -> None:
         if not statement.dropped:
             new = [table for table in statement.tables if table not in self.born.temporary]
-            real = [table for table, text in snapshot.definitions(self.link, new).items() if text is not None]
-            if real := [*real, *(self.born.touched & set(new))]:
+            real = snapshot.standing(snapshot.definitions(self.link, new)) | self.born.touched & set(new)
+            if real:
                 raise StatementRefusedError(
-                    f"the temporary table would hide the table {real[0]!r}", hint="give it a name of its own"
+                    f"the temporary table would hide the table {min(real)!r}", hint="give it a name of its own"
                 )
         self._run(statement.sql)
         self.born.hide(statement)
@@ -167,9 +164,9 @@ class Hook:
         missing = [table for table in named if table not in standing]
         if missing and not statement.if_exists:
             self._run("DROP TABLE " + ", ".join(name(table) for table in missing))
-        for text in standing.values():
-            _refuse_other_engine(parse(text))
-            graves.refuse_long_names(parse(text))
+        for definition in map(parse, standing.values()):
+            _refuse_other_engine(definition)
+            graves.refuse_long_names(definition)
         number = self.store.next_number()
         buried = {table: self.store.grave(number, f"t{at}") for at, table in enumerate(standing)}
         graves.refuse_referred(self.link, buried, self.engine)
@@ -190,7 +187,12 @@ class Hook:
         pairs = statement.pairs
         touched = list(dict.fromkeys(table for pair in pairs for table in pair))
         before = snapshot.definitions(self.link, touched)
-        self._refuse_swap(pairs, before)
+        standing = snapshot.standing(before)
+        if snapshot.renamed(standing, pairs) == standing:
+            raise StatementRefusedError(
+                "the statement swaps tables: after a crash nothing would tell whether it ran",
+                hint="rename them one statement after the other",
+            )
         for text in before.values():
             if text is not None and snapshot.is_table(text):
                 _refuse_other_engine(parse(text))
@@ -200,17 +202,6 @@ class Hook:
         self._run(statement.sql)
         for old, new in pairs:
             self.born.rename(old, new)
-
-    def _refuse_swap(self, pairs: tuple[tuple[str, str], ...], before: dict[str, str | None]) -> None:
-        standing = {table for table, text in before.items() if text is not None}
-        after = set(standing)
-        for old, new in pairs:
-            after = after - {old} | {new}
-        if after == standing:
-            raise StatementRefusedError(
-                "the statement swaps tables: after a crash nothing would tell whether it ran",
-                hint="rename them one statement after the other",
-            )
 
     def _alter(self, statement: AlterTable) -> None:
         if statement.table in self.born.temporary:
@@ -255,14 +246,14 @@ class Hook:
                 self.link.execute("COMMIT")
 
     def _alter_plainly(self, statement: AlterTable, before: dict[str, str | None], table: TableDefinition) -> None:
-        columns = {new: old for old, new in statement.renamed_columns.items() if new.lower() != old.lower()}
         new_table = statement.new_table
-        facts: dict[str, Any] = {"columns": {statement.table: columns}} if columns else {}
+        facts: dict[str, Any] = {"columns": {statement.table: statement.old_columns}}
         if new_table and new_table != statement.table:
             before = before | snapshot.definitions(self.link, [new_table])
             facts["tables"] = [(statement.table, new_table)]
         self._write_ahead(statement, before, **facts)
-        self._run(statement.sql)
+        with graves.refused_for(table):
+            self._run(statement.sql)
         self.born.alter(statement, table)
         if new_table:
             self.born.rename(statement.table, new_table)
@@ -300,15 +291,14 @@ class Hook:
         number = self.store.next_number()
         grave = self.store.grave(number, "c0")
         add, change = losing.keep_beside(self.link, self.engine, statement, lossy[0], table, grave)
-        column = lossy[0].name or ""
-        columns = {new: old for old, new in statement.renamed_columns.items() if new.lower() != old.lower()}
-        facts: dict[str, Any] = {"columns": {statement.table: columns}, "kept": {column: grave}, "number": number}
+        facts: dict[str, Any] = {"columns": {statement.table: statement.old_columns}, "number": number}
+        facts["kept"] = {lossy[0].name or "": grave}
         entry = self._write_ahead(statement, {statement.table: definition}, buried=True, **facts)
         try:
             self._run(add)
             self._run(change)
         except pymysql.err.MySQLError:
-            undo_entry(self.store, self.engine, entry)
+            undo_since(self.store, self.engine, entry.number)
             raise
         self.born.alter(statement, table)
 
@@ -352,15 +342,12 @@ class Hook:
         if target is None or target in self.born.temporary:
             return target is not None
         if target in self.born.tables:
-            return not self.born.is_tied or not self._reaches(target, TRIGGER, FOLLOWING)
+            return not self.born.is_tied or not shapes.reaches_further(self.memory, target, by_clock=False)
         if not isinstance(statement, Update):
             return False
         columns = {column.lower() for column in statement.columns}
         born = self.born.columns.get(target, set())
-        return columns <= born and not self._reaches(target, TRIGGER, CLOCK, FOLLOWING)
-
-    def _reaches(self, table: str, *questions: str) -> bool:
-        return any(self.memory.rows(question, (table,))[0][0] for question in questions)
+        return columns <= born and not shapes.reaches_further(self.memory, target, by_clock=True)
 
 
 def _refuse_other_engine(table: TableDefinition) -> None:

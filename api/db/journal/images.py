@@ -8,14 +8,13 @@ that neither a collation nor a rounding hides a difference.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import pymysql
-
 from api.db.journal.link import Link, name
+from api.db.journal.steady import settings
 from api.exceptions import StatementRefusedError
 
 Row: TypeAlias = dict[str, str]
@@ -190,15 +189,6 @@ def _locked(link: Link, shape: Shape, keys: Sequence[Key]) -> dict[Key, Row]:
     return shape.by_key(link.rows(sql))
 
 
-@contextmanager
-def exact(link: Link) -> Iterator[None]:
+def exact(link: Link) -> AbstractContextManager[None]:
     """Set the session so that every literal is stored and found as what it says; restore it afterwards."""
-    before = link.rows("SELECT " + ", ".join(f"@@SESSION.{setting}" for setting in EXACT))[0]
-    assign = "SET SESSION " + ", ".join(f"{setting} = %s" for setting in EXACT)
-    link.execute(assign, tuple(EXACT.values()))
-    try:
-        yield
-    finally:
-        # A lost session needs no restoring, and its error must not hide the first one.
-        with suppress(pymysql.err.MySQLError):
-            link.execute(assign, before)
+    return settings(link, EXACT)

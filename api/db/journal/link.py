@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
+
+import pymysql
 
 # PyMySQL keeps the server's last status word (MySQL manual, "Status Flags").
 IN_TRANSACTION = 0x0001
@@ -90,9 +92,14 @@ class Link:
         text = str(self.connection.get_server_info()).removeprefix("5.5.5-")
         return tuple(int(part) for part in re.findall(r"\d+", text.partition("-")[0]))
 
+    def refresh(self) -> None:
+        """Ask the server for its word on the transaction: no error brings it, and a deadlock ends the transaction."""
+        with suppress(pymysql.err.MySQLError):
+            self.connection.ping(reconnect=False)
+
     @property
     def in_transaction(self) -> bool:
-        """Whether a transaction is open on the server, by its own word."""
+        """Whether a transaction is open on the server, by its own last word."""
         return bool(self.connection.server_status & IN_TRANSACTION)
 
 

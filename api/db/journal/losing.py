@@ -8,7 +8,7 @@ from api.db.dialects.column_text import ColumnText, names_in, parse_definition, 
 from api.db.dialects.engine import Engine
 from api.db.dialects.types import Fit, compare_types, parse_type
 from api.db.journal.definition import Column, TableDefinition
-from api.db.journal.graves import LARGE, REMEDY, STRINGS, column_of, hidden, type_in
+from api.db.journal.graves import LARGE, STRINGS, column_of, hidden, type_in
 from api.db.journal.link import Link, name
 from api.db.journal.statement import Action, AlterTable, Clause
 from api.exceptions import StatementRefusedError
@@ -112,9 +112,9 @@ def keep_beside(
     if clause.new_name and clause.new_name.lower() != column.name.lower():
         raise StatementRefusedError(f"{where} it renames it too", hint="use two statements: the rename, then the type")
     if column.name.lower() in {each.lower() for each in table.primary_key} or "AUTO_INCREMENT" in column.text.upper():
-        raise StatementRefusedError(f"{where} it is the table's key", hint=REMEDY)
+        raise StatementRefusedError(f"{where} it is the table's key")
     if any(kind in ("foreign key", "check", "column", "partitions") for kind, _ in table.mentions(column.name)):
-        raise StatementRefusedError(f"{where} a key, a check or another column depends on it", hint=REMEDY)
+        raise StatementRefusedError(f"{where} a key, a check or another column depends on it")
     if any(other is not clause and _depends(other, column.name) for other in alter.clauses):
         raise StatementRefusedError(f"{where} the same statement adds what depends on it", hint="use two statements")
     _refuse_unrepeatable(where, _kind(column.text, engine), _kind(clause.definition or "", engine), engine)
@@ -132,9 +132,9 @@ def _kind(definition: str, engine: Engine) -> str:
 def _refuse_unrepeatable(where: str, old: str, new: str, engine: Engine) -> None:
     """Refuse a conversion that the undo could not repeat to see which rows other sessions wrote since."""
     if old == "time" and new in ("date", "datetime", "timestamp"):
-        raise StatementRefusedError(f"{where} it takes the day from the clock", hint=REMEDY)
+        raise StatementRefusedError(f"{where} it takes the day from the clock")
     if engine == "mysql" and new == "json" and not (LARGE.fullmatch(old) or old in STRINGS):
-        raise StatementRefusedError(f"{where} MySQL computes no JSON of {old}", hint=REMEDY)
+        raise StatementRefusedError(f"{where} MySQL computes no JSON of {old}")
 
 
 def _depends(clause: Clause, column: str) -> bool:

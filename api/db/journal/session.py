@@ -22,7 +22,6 @@ from api.exceptions import MigrationError, MigrationLockError, MigrationUndoErro
 
 log = structlog.get_logger(__name__)
 
-AGAIN = "run `python -m api.db.migrations recover`: the batch stays open and nothing is lost"
 # What a session that was ended still has to take back; who waits longer waits as for anybody's lock.
 END_WITHIN_S = 10.0
 # The first versions whose DDL statements each happen as a whole or not at all, also through a crash (MySQL 8.4 manual,
@@ -117,11 +116,11 @@ def _refuse_old(database: peewee.Database, engine: Engine) -> None:
 def stopped(cause: BaseException, engine: Engine) -> MigrationUndoError:
     """Return, and log, that the undo stopped half-way for *cause*: a peewee error, or the keyboard's once more."""
     if isinstance(cause, KeyboardInterrupt):
-        said, hint = "the undo was interrupted by the keyboard", AGAIN
+        said, hint = "the undo was interrupted by the keyboard", undo.AGAIN
     else:
         found = classify(cause, engine)
         said = f"{found.code}: {found.server_message}" if found.code is not None else found.server_message
-        hint = f"remove what stands in the way, then {AGAIN}"
+        hint = f"remove what stands in the way, then {undo.AGAIN}"
     error = MigrationUndoError(said, hint=hint)
     log.critical("the batch stays open: the next `up` undoes it before anything else", reason=said, remedy=hint)
     return error

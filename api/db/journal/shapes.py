@@ -123,6 +123,16 @@ def references(link: Link | Memory, table: str, *, every: bool = False) -> list[
     ]
 
 
+def reaches_further(link: Link | Memory, table: str, *, by_clock: bool) -> bool:
+    """Say whether a change of *table*'s rows changes more than it says: by a trigger, or a foreign key that follows.
+
+    Or, *by_clock*, by a column ON UPDATE CURRENT_TIMESTAMP.
+    """
+    if link.rows(TRIGGERS, (table,)) or references(link, table):
+        return True
+    return by_clock and any("on update" in row[3].lower() for row in link.rows(COLUMNS, (table, table)))
+
+
 def split_references(link: Link, table: str, going: Going) -> tuple[list[Reference], list[Reference]]:
     """Return every foreign key that refers to *table*: those that stay, and those of what is *going*."""
     ((schema,),) = link.rows("SELECT DATABASE()")

@@ -32,6 +32,18 @@ def _definition(link: Link, table: str) -> str | None:
     return text
 
 
+def standing(found: dict[str, str | None]) -> set[str]:
+    """Return the tables and views of *found*, a ``definitions``, that are there."""
+    return {table for table, text in found.items() if text is not None}
+
+
+def renamed(tables: set[str], pairs: Iterable[tuple[str, str]]) -> set[str]:
+    """Return the names of *tables* after the renames *pairs*, of an old and a new name each, one after the other."""
+    for old, new in pairs:
+        tables = tables - {old} | {new}
+    return tables
+
+
 def is_table(definition: str) -> bool:
     """Say whether *definition* is a table's, not a view's."""
     return definition.startswith("CREATE TABLE")

@@ -137,6 +137,11 @@ class AlterTable(Read):
         return {old: new for old, new in pairs if old and new}
 
     @property
+    def old_columns(self) -> dict[str, str]:
+        """Return the old name of each column that gets another one than in other letters, by its new name."""
+        return {new: old for old, new in self.renamed_columns.items() if new.lower() != old.lower()}
+
+    @property
     def made(self) -> frozenset[str]:
         """What it makes by name, in small letters; an empty name stands for something that the server names itself."""
         made: set[str] = set()

@@ -8,6 +8,7 @@ import re
 import pymysql
 
 from api.db.journal.link import Link, name
+from api.db.journal.steady import settings
 from api.exceptions import StatementRefusedError
 
 # MySQL and MariaDB error number.
@@ -24,7 +25,6 @@ MAY_CREATE = """
 SELECT CURRENT_USER(), @@log_bin = 0 OR @@log_bin_trust_function_creators = 1 OR EXISTS (
     SELECT 1 FROM information_schema.user_privileges
     WHERE privilege_type = 'SUPER' AND grantee = CONCAT('''', REPLACE(CURRENT_USER(), '@', '''@'''), ''''))"""
-REMEDY = "set `atomic = False` in the migration's file: it then runs outside the batch, without undo"
 
 
 def definition(link: Link, trigger: str) -> str | None:
@@ -49,13 +49,13 @@ def is_made_by(text: str, sql: str) -> bool:
 def make(link: Link, text: str) -> None:
     """Make the trigger that *text*, a ``definition``, tells of."""
     wanted = json.loads(text)
-    before = link.rows("SELECT @@SESSION.sql_mode, @@character_set_client, @@collation_connection")[0]
-    assign = "SET SESSION sql_mode = %s, character_set_client = %s, collation_connection = %s"
-    link.execute(assign, (wanted["sql_mode"], wanted["client"], wanted["connection"]))
-    try:
+    made_under = {
+        "sql_mode": wanted["sql_mode"],
+        "character_set_client": wanted["client"],
+        "collation_connection": wanted["connection"],
+    }
+    with settings(link, made_under):
         link.execute(wanted["statement"])
-    finally:
-        link.execute(assign, before)
 
 
 def refuse_drop(link: Link, trigger: str) -> None:
@@ -70,4 +70,4 @@ def refuse_drop(link: Link, trigger: str) -> None:
         elif beside > 1:
             reason = f"other triggers of {table!r} run at the same event, and their order would be lost"
         if reason:
-            raise StatementRefusedError(f"the drop of trigger {trigger!r} could not be undone: {reason}", hint=REMEDY)
+            raise StatementRefusedError(f"the drop of trigger {trigger!r} could not be undone: {reason}")

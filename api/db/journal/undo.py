@@ -7,6 +7,7 @@ server does as a whole or not at all, and an entry is forgotten only when all it
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pymysql
@@ -17,17 +18,17 @@ from api.db.dialects.engine import Engine
 from api.db.dialects.errors import classify
 from api.db.journal import graves, snapshot, store, triggers
 from api.db.journal.changes import changes
-from api.db.journal.definition import Difference, differing_names, parse, same
+from api.db.journal.definition import Difference, TableDefinition, differing_names, parse, same
 from api.db.journal.exchanging import bring_back_kept
 from api.db.journal.going import Going
 from api.db.journal.images import Change
 from api.db.journal.link import Link, name
 from api.db.journal.printed import columns_in
 from api.db.journal.put_back import put_back
-from api.db.journal.steady import steady
+from api.db.journal.steady import settings, steady
 from api.db.journal.store import PREFIX, Entry, OpenBatch, Store
 from api.exceptions import MigrationError, MigrationLockError, MigrationUndoError, StatementRefusedError
-from api.logs import redact
+from api.logs import one_line
 
 log = structlog.get_logger(__name__)
 
@@ -38,8 +39,7 @@ BUSY = {Category.LOCK_TIMEOUT, Category.DEADLOCK}
 # What a statement makes by name alone; the servers name constraints anew as they please.
 MADE = {"column", "key"}
 LOST = {Category.LOST_CONNECTION, Category.CONNECTION_REFUSED, Category.SERVER_STARTING}
-NOTHING = Going()
-RECOVER = "then run `python -m api.db.migrations recover`: the batch stays open and nothing is lost"
+AGAIN = "run `python -m api.db.migrations recover`: the batch stays open and nothing is lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def _recover(batch: Store, engine: Engine, found: OpenBatch) -> Recovered:
         "batch": found.batch,
         "direction": found.direction,
         "statements": len(entries),
-        "newest": [redact(" ".join(entry.statement.split()))[:80] for entry in entries[:5]],
+        "newest": [one_line(entry.statement, 80) for entry in entries[:5]],
     }
     if found.state == "committed":
         action = "finished" if is_finished(batch, engine) else "unfinished"
@@ -119,11 +119,11 @@ def undo(batch: Store, engine: Engine) -> int:
         link.execute("ROLLBACK")
     with steady(link, engine, foreign_keys=False):
         batch.mark("undoing")
-        left_alone = undo_since(batch, engine, 0)
+        left_alone = _undo_since(batch, engine, 0)
         if left := batch.entries():
             raise MigrationUndoError(
                 f"batch {batch.id} is not undone: {len(left)} entries are left, the newest being {_place(left[0])}",
-                hint="run `python -m api.db.migrations recover`: the batch stays open and nothing is lost",
+                hint=AGAIN,
             )
         batch.close()
     return left_alone
@@ -132,31 +132,34 @@ def undo(batch: Store, engine: Engine) -> int:
 def undo_since(batch: Store, engine: Engine, number: int) -> int:
     """Undo the entries from *number* on, newest first; return how many rows were left alone."""
     with steady(batch.link, engine, foreign_keys=False):
-        entries = batch.entries()
-        undone = [
-            undo_entry(batch, engine, entry, Going(entries[at + 1 :]))
-            for at, entry in enumerate(entries)
-            if entry.number >= number
-        ]
+        return _undo_since(batch, engine, number)
+
+
+def _undo_since(batch: Store, engine: Engine, number: int) -> int:
+    entries = batch.entries()
+    undone = [
+        _undo_entry(batch, engine, entry, Going(entries[at + 1 :]))
+        for at, entry in enumerate(entries)
+        if entry.number >= number
+    ]
     return sum(undone)
 
 
-def undo_entry(batch: Store, engine: Engine, entry: Entry, going: Going = NOTHING) -> int:
+def _undo_entry(batch: Store, engine: Engine, entry: Entry, going: Going) -> int:
     """Bring what *entry* tells of back to what it was, and forget the entry. Raises ``MigrationUndoError``.
 
     *going* is what older entries take away afterwards. Returns how many rows were left alone.
     """
     try:
-        with steady(batch.link, engine, foreign_keys=False):
-            if entry.kind == "rows":
-                return _undo_rows(batch, entry, going)
-            _undo_structure(batch, engine, entry)
-            return 0
+        if entry.kind == "rows":
+            return _undo_rows(batch, entry, going)
+        _undo_structure(batch, engine, entry)
+        return 0
     except (MigrationUndoError, MigrationLockError):
         raise
     except StatementRefusedError as exc:
         # Its hint is for who writes the statement.
-        hint = f"what stands in the way: {exc.message}; remove it, {RECOVER}"
+        hint = f"what stands in the way: {exc.message}; remove it, then {AGAIN}"
         raise MigrationUndoError(f"{_place(entry)} could not be undone: {exc.message}", hint=hint) from exc
     except MigrationError as exc:
         raise MigrationUndoError(f"{_place(entry)} could not be undone: {exc.message}", hint=exc.hint) from exc
@@ -166,7 +169,7 @@ def undo_entry(batch: Store, engine: Engine, entry: Entry, going: Going = NOTHIN
             raise
         raise MigrationUndoError(
             f"{_place(entry)} could not be undone: {found.code}: {found.server_message}",
-            hint=f"what stands in the way: {found.server_message}; remove it, {RECOVER}",
+            hint=f"what stands in the way: {found.server_message}; remove it, then {AGAIN}",
         ) from exc
 
 
@@ -189,13 +192,12 @@ def _undo_structure(batch: Store, engine: Engine, entry: Entry) -> None:
         raise refused
     raise MigrationUndoError(
         f"{_place(entry)} could not be undone: {_differences(batch.link, entry)}",
-        hint="compare the definitions by hand, mend the table, " + RECOVER,
+        hint="compare the definitions by hand, mend the table, then " + AGAIN,
     )
 
 
 def _place(entry: Entry) -> str:
-    line = redact(" ".join(entry.statement.split()))
-    return f"the journal's entry {entry.number}, `{line[:200]}`,"
+    return f"the journal's entry {entry.number}, `{one_line(entry.statement, 200)}`,"
 
 
 # Tables and views ----------------------------------------------------------------------------------------------
@@ -235,14 +237,10 @@ def _equal(now: str | None, was: str | None) -> bool:
 
 
 def _rename_back(link: Link, entry: Entry, current: dict[str, str | None]) -> bool:
-    standing = {table for table, text in current.items() if text is not None}
-    before = {table for table, text in entry.before.items() if text is not None}
+    standing, before = snapshot.standing(current), snapshot.standing(entry.before)
     if not entry.tables or standing == before:
         return False
-    after = before
-    for old, new in entry.tables:
-        after = after - {old} | {new}
-    if missing := sorted(after - standing):
+    if missing := sorted(snapshot.renamed(before, entry.tables) - standing):
         raise _gone(entry, f"table {missing[0]!r}", {new: old for old, new in entry.tables}.get(missing[0]))
     pairs = [f"{name(new)} TO {name(old)}" for old, new in reversed(entry.tables)]
     link.execute("RENAME TABLE " + ", ".join(pairs))
@@ -259,7 +257,7 @@ def _gone(entry: Entry, what: str, own: str | None = None) -> MigrationUndoError
     held = f", which held what {own!r} was," if own and own not in what else ""
     return MigrationUndoError(
         f"{_place(entry)} cannot be undone: somebody dropped or renamed {what}{held} meanwhile",
-        hint=f"give it its name again, or restore it from a backup under that name, {RECOVER}",
+        hint=f"give it its name again, or restore it from a backup under that name, then {AGAIN}",
     )
 
 
@@ -271,7 +269,7 @@ def _drop_made(link: Link, entry: Entry, table: str, now: str) -> None:
     if foreign and not entry.whole:
         raise MigrationUndoError(
             f"{_place(entry)} cannot be undone: table {table!r} has columns that the statement did not make: {foreign}",
-            hint="rename that table if it is somebody else's, " + RECOVER,
+            hint="rename that table if it is somebody else's, then " + AGAIN,
         )
     link.execute(f"DROP TABLE {name(table)}")
 
@@ -282,21 +280,19 @@ def _change_back(link: Link, engine: Engine, entry: Entry, table: str, now: str,
     if not snapshot.is_table(now):
         link.execute(re.sub(r"\ACREATE ", "CREATE OR REPLACE ", was))
         return
-    _refuse_missing(entry, table, now, was)
-    _refuse_foreign_changes(entry, table, now, was)
+    _refuse_missing(entry, table, parse(now), parse(was))
+    _refuse_foreign_changes(engine, entry, table, now, was)
     if bring_back_kept(link, entry, table, now, was):
         return
     for sql in changes(now, was, entry.columns.get(table, {})):
         # A key that comes back is checked: other sessions wrote meanwhile.
         checked = re.search(r"ADD CONSTRAINT .* FOREIGN KEY", sql) is not None
-        link.execute(f"SET SESSION foreign_key_checks = {int(checked)}")
-        link.execute(sql)
-    link.execute("SET SESSION foreign_key_checks = 0")
+        with settings(link, {"foreign_key_checks": 1}) if checked else nullcontext():
+            link.execute(sql)
 
 
-def _refuse_missing(entry: Entry, table: str, now: str, was: str) -> None:
+def _refuse_missing(entry: Entry, table: str, current: TableDefinition, before: TableDefinition) -> None:
     """Refuse when a column that holds old values is gone: made again, it would be empty."""
-    current, before = parse(now), parse(was)
     for new, old in entry.columns.get(table, {}).items():
         if before.column(old) and not current.column(new) and not current.column(old):
             raise _gone(entry, f"column {new!r} of {table!r}", old)
@@ -306,23 +302,30 @@ def _refuse_missing(entry: Entry, table: str, now: str, was: str) -> None:
             raise _gone(entry, f"column {grave!r} of {table!r}", column)
 
 
-def _refuse_foreign_changes(entry: Entry, table: str, now: str, was: str) -> None:
-    """Refuse to take back what somebody else made or changed meanwhile: what the statement does not explain."""
+def _refuse_foreign_changes(engine: Engine, entry: Entry, table: str, now: str, was: str) -> None:
+    """Refuse to take back what somebody else made or changed meanwhile: what the statement does not explain.
+
+    A foreign key that is gone is none of that on MariaDB: a server that dies in an ALTER which copies the table loses
+    the table's own (seen on 10.11). It is made again.
+    """
     names = set(entry.names)
+    keys = [(key.lower(), line) for text in (now, was) for key, line in parse(text).foreign_keys.items()]
     # An index that a foreign key made goes and comes with it, under another name.
-    foreign_keys = {key.lower() for text in (now, was) for key in parse(text).foreign_keys}
-    for keys in (parse(now).foreign_keys, parse(was).foreign_keys):
-        names.update(c.lower() for key, line in keys.items() if key.lower() in entry.names for c in columns_in(line))
+    foreign_keys = {key for key, _ in keys}
+    names.update(column.lower() for key, line in keys if key in entry.names for column in columns_in(line))
+    found = differing_names(now, was, entry.columns.get(table, {}))
+    lost = {each for each in found if engine == "mariadb" and each.kind == "foreign key" and each.current is None}
     foreign = [
         each
-        for each in differing_names(now, was, entry.columns.get(table, {}))
-        if not _is_own(entry, table, each, names) and not (each.kind == "key" and each.name.lower() in foreign_keys)
+        for each in found
+        if not (each in lost or (each.kind == "key" and each.name.lower() in foreign_keys))
+        and not _is_own(entry, table, each, names)
     ]
     if foreign:
         raise MigrationUndoError(
             f"{_place(entry)} cannot be undone: somebody changed {table!r} meanwhile: "
             + "; ".join(f"{each.kind} {each.name!r}" for each in foreign),
-            hint="take that change back (it may be made again afterwards), " + RECOVER,
+            hint="take that change back (it may be made again afterwards), then " + AGAIN,
         )
 
 
@@ -336,8 +339,8 @@ def _is_own(entry: Entry, table: str, difference: Difference, names: set[str]) -
     plain = re.sub(r"_\d+\Z", "", own)
     if own.startswith(PREFIX) or own in entry.made or plain in entry.made:
         return True
-    by_server = re.fullmatch(rf"({re.escape(table.lower())}_(ibfk|chk)|constraint)_\d+", own) or {own, plain} & names
-    return difference.kind != "column" and "" in entry.made and bool(by_server)
+    by_server = re.fullmatch(rf"{re.escape(table.lower())}_ibfk_\d+", own) or {own, plain} & names
+    return difference.kind == "key" and "" in entry.made and bool(by_server)
 
 
 def _differences(link: Link, entry: Entry) -> str:
@@ -363,7 +366,7 @@ def _trigger_step(link: Link, engine: Engine, entry: Entry) -> bool:
         if now is not None and not triggers.is_made_by(now, entry.statement):
             raise MigrationUndoError(
                 f"{_place(entry)} cannot be undone: somebody made another trigger {trigger!r} meanwhile",
-                hint="give his trigger another name, " + RECOVER,
+                hint="give his trigger another name, then " + AGAIN,
             )
         if now is not None:
             link.execute(f"DROP TRIGGER {name(trigger)}")
