@@ -29,7 +29,7 @@ from fuzz_columns import Maker
 from fuzz_statements import FIRST, Random, Statements
 
 from api.db.connection import open_database
-from api.db.journal.definition import TableDefinition, differences, parse
+from api.db.journal.definition import TableDefinition, differing_names, parse
 from api.db.journal.link import Link
 from api.db.journal.link import name as quoted
 from api.db.journal.session import Journal, journalled, prepare, recover
@@ -280,8 +280,8 @@ class Round:
             raise self._failure(f"{end}: tables {sorted(now)} and not {sorted(wanted)}")
         for table, (text, rows) in wanted.items():
             definition, found = now[table]
-            if different := differences(definition, text):
-                raise self._failure(f"{end}: {table}: " + "\n".join(different) + f"\nis {definition}\nand not {text}")
+            if different := differing_names(definition, text):
+                raise self._failure(f"{end}: {table}: {different}\nis {definition}\nand not {text}")
             if found != rows:
                 raise self._failure(f"{end}: rows of {table}:\n{_apart(found, rows)}")
             self.counts["rows compared"] += rows.total()

@@ -10,7 +10,7 @@ import pytest
 import servers
 
 from api.db.journal.changes import changes
-from api.db.journal.definition import differences, differing_names, parse, same
+from api.db.journal.definition import Difference, differing_names, parse, same
 from api.db.journal.link import Link
 from api.db.journal.link import name as quoted
 from api.exceptions import MigrationError
@@ -181,15 +181,16 @@ def test_a_collation_counts_as_it_holds_not_as_it_is_printed() -> None:
 
 
 def test_differences_say_what_is_and_what_was() -> None:
-    """Each is a line for people, and says what it is about for a check."""
+    """Each names the thing, what it is and what it was; what it is about can be asked."""
     now = PLAIN.replace("`size` int NOT NULL", "`size` bigint NOT NULL,\n  `more` int").replace("KEY `name`", "KEY `x`")
-    assert differences(now, PLAIN) == [
-        "column `size`: bigint NOT NULL is int NOT NULL",
-        "column `more` is too much: int",
-        "key `x` is too much: KEY `x` (`name`)",
-        "key `name` is missing: KEY `name` (`name`)",
+    differences = differing_names(now, PLAIN)
+    assert differences == [
+        Difference("column", "size", "bigint NOT NULL", "int NOT NULL"),
+        Difference("column", "more", "int", None),
+        Difference("key", "x", "KEY `x` (`name`)", None),
+        Difference("key", "name", None, "KEY `name` (`name`)"),
     ]
-    found = {each.name: each for each in differing_names(now, PLAIN)}
+    found = {each.name: each for each in differences}
     assert found["more"].is_extra
     assert found["x"].identifiers == {"x", "name"}
     assert not found["size"].is_extra
@@ -326,7 +327,7 @@ class Table:
             for sql in changes(self.definition, before, renamed):
                 self.link.execute(sql)
                 sent.append(sql)
-        assert differences(self.definition, before) == []
+        assert differing_names(self.definition, before) == []
         return sent
 
 

@@ -200,12 +200,6 @@ class Difference:
         read = partition_names if self.kind == "partitions" else identifiers
         return frozenset({self.name, *read(self.current or ""), *read(self.wanted or "")} - {""})
 
-    def __str__(self) -> str:
-        title = f"{self.kind} {quoted(self.name)}" if self.name else self.kind
-        if self.current is None:
-            return f"{title} is missing: {self.wanted}"
-        return f"{title} is too much: {self.current}" if self.is_extra else f"{title}: {self.current} is {self.wanted}"
-
 
 # Reading -------------------------------------------------------------------------------------------------------
 
@@ -280,11 +274,6 @@ def same(one: str, other: str) -> bool:
     The AUTO_INCREMENT counter and the order of keys and constraints do not count: no statement sets them back.
     """
     return one == other or not differing_names(one, other)
-
-
-def differences(current: str, wanted: str) -> list[str]:
-    """Return what is not as *wanted* in *current*, a line for each thing; empty when they are the same."""
-    return [str(each) for each in differing_names(current, wanted)]
 
 
 def differing_names(current: str, wanted: str, renamed: Mapping[str, str] | None = None) -> list[Difference]:

@@ -11,7 +11,6 @@ Refusal: TypeAlias = tuple[str, str | None]
 
 _ADMINISTRATOR = "let an administrator do it, outside of migrations"
 _ITSELF = "send the statement itself"
-_NOT_UNDONE = "of this kind nothing is undone"
 _ACCOUNTS: Refusal = ("accounts and their rights are not undone", _ADMINISTRATOR)
 _SERVER: Refusal = ("it is about the server, not the schema", _ADMINISTRATOR)
 _PREPARED: Refusal = ("a prepared statement hides what it does", _ITSELF)
