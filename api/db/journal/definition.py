@@ -30,7 +30,7 @@ from api.db.journal.printed import (
     renamed_groups,
     renamed_names,
     renamed_partitions,
-    split_items,
+    split_create,
     split_tail,
     unknown,
     words_of,
@@ -209,16 +209,12 @@ def parse(create: str) -> TableDefinition:
 
     Raises ``MigrationError`` for what it does not know: a view, a sequence, a temporary table, periods, versioning.
     """
-    tokens = list(scan(create, backslashes=True))
-    words = [token.text.upper() for token in tokens[:2]]
-    if words != ["CREATE", "TABLE"] or len(tokens) < 4 or not tokens[3].text.startswith("("):
-        raise unknown(" ".join(create.split())[:60])
-    name, body = unquote(tokens[2].text), tokens[3]
-    options, partitions = split_tail(create[body.end :])
+    name, items, tail = split_create(create)
+    options, partitions = split_tail(tail)
     values = read_options(options)
     if "SEQUENCE" in values:
         raise unknown(f"the sequence {name!r}")
-    kinds = _sorted_items(body.text[1:-1])
+    kinds = _sorted_items(items)
     collation = collation_of(values)
     return TableDefinition(
         name=name,
@@ -231,9 +227,9 @@ def parse(create: str) -> TableDefinition:
     )
 
 
-def _sorted_items(body: str) -> dict[Kind, list[str]]:
+def _sorted_items(items: list[str]) -> dict[Kind, list[str]]:
     kinds: dict[Kind, list[str]] = {"column": [], "key": [], "foreign key": [], "check": []}
-    for item in split_items(body):
+    for item in items:
         kinds[_kind_of(item)].append(item)
     return kinds
 

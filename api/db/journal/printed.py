@@ -7,7 +7,8 @@ The text must be printed with ``sql_quote_show_create`` on and without ANSI_QUOT
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from itertools import pairwise
 
 from api.db.dialects.column_text import Token, scan, unquote
@@ -30,6 +31,9 @@ _OPTION = re.compile(
     re.DOTALL,
 )
 _BARE_NAME = re.compile(rf"{_NAME}|\w+")
+_HEAD = re.compile(rf"CREATE TABLE ({_NAME}) \(")
+# What parts items, and what hides that: the same strings, names and comments as ``column_text`` knows.
+_BREAK = re.compile(rf"""{STRING}|{_NAME}|/\*.*?\*/|"(?:[^"]|"")*"|\[[^\]]*\]|[(),]""", re.DOTALL)
 
 # What a server means that prints a character set without its collation (SHOW COLLATION); any other: _general_ci.
 DEFAULT_COLLATIONS = {
@@ -61,10 +65,35 @@ def unknown(what: str) -> MigrationError:
     )
 
 
+def split_create(create: str) -> tuple[str, list[str], str]:
+    """Return the name, the items and the tail of the table that *create* makes; the tail stands behind its items."""
+    head = _HEAD.match(create)
+    if head is None:
+        raise unknown(" ".join(create.split())[:60])
+    items, end = _items_from(create, head.end())
+    return unquote(head.group(1)), items, create[end + 1 :]
+
+
 def split_items(body: str) -> list[str]:
     """Return the items of *body*, the text between two parentheses, trimmed."""
-    commas = [token.start for token in scan(body, backslashes=True) if token.text == ","]
-    return [body[before + 1 : after].strip() for before, after in pairwise([-1, *commas, len(body)])]
+    return _items_from(body, 0)[0]
+
+
+def _items_from(text: str, start: int) -> tuple[list[str], int]:
+    """Return the items of *text* from *start* on, trimmed, and where the parenthesis that ends them stands, or it."""
+    depth, end, commas = 0, len(text), [start - 1]
+    for match in _BREAK.finditer(text, start):
+        mark = match.group()
+        if mark == "," and depth == 0:
+            commas.append(match.start())
+        elif mark == "(":
+            depth += 1
+        elif mark == ")":
+            if depth == 0:
+                end = match.start()
+                break
+            depth -= 1
+    return [text[before + 1 : after].strip() for before, after in pairwise([*commas, end])], end
 
 
 def words_of(text: str) -> list[str]:
@@ -72,6 +101,7 @@ def words_of(text: str) -> list[str]:
     return [token.text for token in scan(text, backslashes=True)]
 
 
+@lru_cache(maxsize=4096)
 def key_name(line: str) -> str:
     """Return what the key of *line* is called; a primary key is ``PRIMARY``."""
     words = words_of(line)
@@ -102,6 +132,7 @@ def partitions_meaning(partitions: str) -> str:
 # The options and the partitions ---------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=256)
 def split_tail(tail: str) -> tuple[str, str]:
     """Return the options and the partitions of what stands behind a table's body."""
     start = next((match.start() for match in _PARTITIONS.finditer(tail) if match.group(1)), len(tail))
@@ -111,13 +142,15 @@ def split_tail(tail: str) -> tuple[str, str]:
     return " ".join(option for option in kept if not option.startswith("AUTO_INCREMENT=")), partitions
 
 
-def _options_in(text: str) -> Iterator[tuple[str, str]]:
-    at = 0
+@lru_cache(maxsize=256)
+def _options_in(text: str) -> tuple[tuple[str, str], ...]:
+    at, found = 0, []
     while match := _OPTION.match(text, at):
         at = match.end()
-        yield (match.group(1) or match.group(3)), (match.group(2) or match.group(4))
+        found.append(((match.group(1) or match.group(3)), (match.group(2) or match.group(4))))
     if text[at:].strip():
         raise unknown(f"a table with {text[at:].strip()[:60]}")
+    return tuple(found)
 
 
 def read_options(text: str) -> dict[str, str]:
