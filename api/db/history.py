@@ -15,6 +15,7 @@ from typing import Any, Literal
 import peewee
 
 from api.db.dialects.categories import Category
+from api.db.dialects.connecting import driver_code
 from api.db.dialects.engine import Engine, engine_of
 from api.db.dialects.errors import classify
 from api.db.lease import user_name
@@ -23,6 +24,8 @@ from api.logs import redact, storable
 Status = Literal["success", "failed", "skipped"]
 # MySQL's TEXT holds 65,535 bytes, and a character of utf8mb4 takes up to four.
 TEXT_LENGTH = 8_000
+# MySQL and MariaDB error numbers: no such table, column, index.
+MISSING = (1146, 1054, 1176)
 DONE: frozenset[str] = frozenset({"success", "skipped"})
 
 
@@ -150,6 +153,8 @@ def create_tables(database: peewee.Database) -> None:
 
     Call it under the migration lock: CREATE races on PostgreSQL.
     """
+    if isinstance(database, peewee.MySQLDatabase) and _are_whole(database):
+        return
     standing = set(database.get_tables())
     for model in _models(database):
         if model._meta.table_name not in standing:
@@ -157,6 +162,20 @@ def create_tables(database: peewee.Database) -> None:
         else:
             _add_missing_columns(database, model)
             _add_missing_indexes(database, model)
+
+
+def _are_whole(database: peewee.Database) -> bool:
+    """Say whether MySQL or MariaDB finds every column and index: it names what is missing, but not in its catalogue."""
+    for model in _models(database):
+        columns = ", ".join(field.column_name for field in model._meta.sorted_fields)
+        indexes = ", ".join(index._name for index in model._meta.fields_to_index())
+        try:
+            database.execute_sql(f"SELECT {columns} FROM {model._meta.table_name} USE INDEX ({indexes}) LIMIT 0")
+        except peewee.PeeweeException as exc:
+            if driver_code(exc) in MISSING:
+                return False
+            raise
+    return True
 
 
 def _add_missing_columns(database: peewee.Database, model: type[peewee.Model]) -> None:
