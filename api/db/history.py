@@ -26,6 +26,8 @@ Status = Literal["success", "failed", "skipped"]
 TEXT_LENGTH = 8_000
 # MySQL and MariaDB error numbers: no such table, column, index.
 MISSING = (1146, 1054, 1176)
+# What others wrote: a server, a migration. It may hold a secret.
+SAID = ("error_message", "statement", "reason")
 DONE: frozenset[str] = frozenset({"success", "skipped"})
 
 
@@ -287,14 +289,14 @@ def _insert(
         # The unique index decides, not a look: another session's row may be committed between the two.
         is_mysql = isinstance(database, peewee.MySQLDatabase)
         sql += f" ON DUPLICATE KEY UPDATE {names[0]} = {table}.{names[0]}" if is_mysql else " ON CONFLICT DO NOTHING"
-    database.execute_sql(sql, [_kept(getattr(row, name)) for row in rows for name in names])
+    database.execute_sql(sql, [_kept(name, getattr(row, name)) for row in rows for name in names])
 
 
-def _kept(value: Any) -> Any:
-    """Return *value* as a row may hold it: a text without secrets, and short enough for MySQL's TEXT."""
+def _kept(column: str, value: Any) -> Any:
+    """Return *value* as a row may hold it: without what a server said or was sent in secret, and not too long."""
     if not isinstance(value, str):
         return value
-    text = storable(redact(value))
+    text = storable(redact(value) if column in SAID else value)
     return text if len(text) <= TEXT_LENGTH else text[: TEXT_LENGTH - 1] + "…"
 
 

@@ -11,7 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+import pymysql
+
 from api.db.journal.link import Link, name
+from api.db.journal.snapshot import NO_SUCH_TABLE
 from api.exceptions import MigrationLockError, MigrationUndoError
 from api.logs import redact, storable
 
@@ -109,7 +112,7 @@ class Store:
         sql = f"""INSERT INTO migration_batch (batch, direction, state, format, opened_at)
                   SELECT %s, %s, 'open', {FORMAT}, UTC_TIMESTAMP() FROM DUAL WHERE {guard.condition}"""
         _refuse_lost_lock(link.execute(sql, (batch, direction, *guard.parameters)))
-        return cls(link, link.rows("SELECT LAST_INSERT_ID()")[0][0], guard)
+        return cls(link, link.connection.insert_id(), guard)
 
     def grave(self, number: int, kind: str) -> str:
         """Return a name for what is renamed away: of this batch alone, and short whatever the real name is."""
@@ -186,6 +189,13 @@ def create_tables(link: Link) -> None:
 
     Raises ``MigrationUndoError`` when one is missing that a batch which is not done was written into.
     """
+    try:
+        link.rows(f"SELECT 1 FROM {', '.join(TABLES)} LIMIT 0")
+    except pymysql.err.ProgrammingError as exc:
+        if exc.args[0] != NO_SUCH_TABLE:
+            raise
+    else:
+        return
     sql = "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name LIKE %s"
     standing = {found for (found,) in link.rows(sql, ("migration\\_%",))}
     missing = [table for table in TABLES if table not in standing]

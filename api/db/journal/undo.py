@@ -61,8 +61,10 @@ def recover(link: Link, engine: Engine, guard: store.Guard) -> list[Recovered]:
 
     Raises ``MigrationUndoError`` when something stands in the way; the batch then stays open.
     """
+    store.refuse_strays(link)
+    if not store.unfinished(link):
+        return []
     with steady(link, engine, foreign_keys=False):
-        store.refuse_strays(link)
         return [_recover(Store(link, found.id, guard), engine, found) for found in store.unfinished(link)]
 
 
