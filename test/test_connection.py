@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -18,7 +19,7 @@ from playhouse.pool import MaxConnectionsExceeded
 from sessions import SERVERS, end_session, session_number
 from structlog.testing import capture_logs
 
-from api.db import connection
+from api.db import connection, lease
 from api.db.connection import (
     DB,
     MAX_RETRIES,
@@ -140,6 +141,14 @@ class TestOpening:
     def test_mysql_speaks_utf8mb4(self, db: peewee.Database) -> None:
         """A character outside the basic plane arrives as it was sent."""
         assert db.execute_sql("SELECT @@character_set_client, '🪨'").fetchone() == ("utf8mb4", "🪨")
+
+    @pytest.mark.engines("mariadb", "mysql")
+    def test_a_second_connect_reads_no_certificates(self, backend: Any, db: peewee.Database) -> None:
+        """One TLS context serves all connects that check none; to make one takes longer than the rest of a connect."""
+        connections = [db.connection(), lease.dial(backend.database())]
+        assert connections[0].ctx is connections[1].ctx
+        assert connections[0].ctx.verify_mode == ssl.CERT_NONE
+        connections[1].close()
 
     @pytest.mark.engines("mariadb", "mysql")
     def test_a_long_statement_outlives_the_connect_timeout(self, backend: Any) -> None:

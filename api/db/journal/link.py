@@ -98,6 +98,11 @@ class Link:
             self.connection.ping(reconnect=False)
 
     @property
+    def is_mariadb(self) -> bool:
+        """Whether the server is a MariaDB, by its greeting."""
+        return "mariadb" in str(self.connection.get_server_info()).lower()
+
+    @property
     def in_transaction(self) -> bool:
         """Whether a transaction is open on the server, by its own last word."""
         return bool(self.connection.server_status & IN_TRANSACTION)
@@ -111,6 +116,7 @@ class Memory:
 
     def __init__(self, link: Link) -> None:
         self.link = link
+        self.is_mariadb = link.is_mariadb
         self._said: dict[tuple[str, tuple[Any, ...]], list[tuple[Any, ...]]] = {}
         self._definitions: dict[str, str | None] = {}
 

@@ -15,11 +15,12 @@ from typing import Any, TypeAlias
 import pymysql
 from pymysql.constants import CLIENT, ER
 
+from api.db.journal.definition import parse
 from api.db.journal.images import Change, Key, Row, Shape, exact, find
 from api.db.journal.link import Link, Memory, name
 from api.db.journal.reading import split
 from api.db.journal.shapes import Event, shape_of
-from api.db.journal.snapshot import definitions
+from api.db.journal.snapshot import definitions, is_table
 from api.db.journal.statement import Delete, Insert, Update
 from api.db.journal.touching import read_rows
 from api.exceptions import StatementRefusedError
@@ -111,10 +112,15 @@ def scope_of(link: Link, statement: Changing, limit: int, memory: Memory | None 
     """
     _refuse_weak_isolation(link)
     tables = _targets(statement)
+    standing = dict.fromkeys(tables) if memory is None else definitions(link, tables)
     if memory is not None:
-        for table, definition in definitions(link, tables).items():
+        for table, definition in standing.items():
             memory.compare(table, definition)
-    found = (shape_of(memory or link, table, *_doing(statement)) for table in tables)
+    events, assigned = _doing(statement)
+    found = (
+        shape_of(memory or link, table, events, assigned, is_keyed=_is_keyed(definition, assigned))
+        for table, definition in standing.items()
+    )
     shapes = [shape for shape in found if shape is not None]
     if isinstance(statement, Insert):
         parts = [_inserted(link, statement, shape, limit) for shape in shapes]
@@ -127,7 +133,7 @@ def scope_of(link: Link, statement: Changing, limit: int, memory: Memory | None 
 
 def _refuse_weak_isolation(link: Link) -> None:
     # MariaDB 10.11 knows the older name alone, MySQL the newer.
-    setting = "tx_isolation" if "mariadb" in link.connection.get_server_info().lower() else "transaction_isolation"
+    setting = "tx_isolation" if link.is_mariadb else "transaction_isolation"
     (level,) = link.rows(f"SELECT @@SESSION.{setting}")[0]
     if level not in ("REPEATABLE-READ", "SERIALIZABLE"):
         raise StatementRefusedError(
@@ -153,6 +159,13 @@ def _doing(statement: Changing) -> tuple[frozenset[Event], frozenset[str] | None
     if not statement.plain:
         events |= {"UPDATE"} if INSERTS.match(statement.sql) else {"UPDATE", "DELETE"}
     return frozenset(events), None
+
+
+def _is_keyed(definition: str | None, assigned: frozenset[str] | None) -> bool:
+    """Say whether a foreign key may refer to one of the columns *assigned*: such a one has an index, or feeds one."""
+    if assigned is None or definition is None or not is_table(definition):
+        return True
+    return any(map(parse(definition).mentions, assigned))
 
 
 def _touched(link: Link, statement: Update | Delete, shape: Shape, limit: int) -> Part:

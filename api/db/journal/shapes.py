@@ -63,9 +63,16 @@ class Reference:
 
 
 def shape_of(
-    link: Link | Memory, table: str, events: frozenset[Event] = frozenset(), assigned: frozenset[str] | None = None
+    link: Link | Memory,
+    table: str,
+    events: frozenset[Event] = frozenset(),
+    assigned: frozenset[str] | None = None,
+    *,
+    is_keyed: bool = True,
 ) -> Shape | None:
     """Read what *table* is, or know it from before; None where there is no such table that lasts.
+
+    Without *is_keyed* no foreign key refers to what is assigned: to ask for them takes as long as there are tables.
 
     Raises ``StatementRefusedError`` when *events*, an UPDATE of the columns *assigned* (None: any) among them, could
     not be undone there: a view, another engine than InnoDB, no primary key, a trigger, a foreign key that follows.
@@ -84,15 +91,14 @@ def shape_of(
                 f"the trigger {trigger!r} runs at every {event} of {table!r}, and what it does could not be undone",
                 hint=f"drop the trigger before and create it after, or {SPLIT}",
             )
-    if events & {"UPDATE", "DELETE"}:
+    if is_keyed and events & {"UPDATE", "DELETE"}:
         _refuse_references(table, references(link, table), events, assigned)
     return shape
 
 
 def _refuse_unseen_triggers(link: Link | Memory, table: str) -> None:
     """Refuse a table whose triggers MySQL does not show to this account; MariaDB shows them to everybody."""
-    ((version,),) = link.rows("SELECT VERSION()")
-    if "mariadb" in version.lower():
+    if link.is_mariadb:
         return
     grants = Grants(link)
     if not grants.granted("TRIGGER", table):
