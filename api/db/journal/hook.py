@@ -346,8 +346,10 @@ class Hook:
         if not isinstance(statement, Update):
             return False
         columns = {column.lower() for column in statement.columns}
-        born = self.born.columns.get(target, set())
-        return columns <= born and not shapes.reaches_further(self.memory, target, by_clock=True)
+        if not columns <= self.born.columns.get(target, set()):
+            return False
+        is_keyed = rows.is_keyed(snapshot.definitions(self.link, [target])[target], frozenset(columns))
+        return not shapes.reaches_further(self.memory, target, by_clock=True, is_keyed=is_keyed)
 
 
 def _refuse_other_engine(table: TableDefinition) -> None:

@@ -118,7 +118,7 @@ def scope_of(link: Link, statement: Changing, limit: int, memory: Memory | None 
             memory.compare(table, definition)
     events, assigned = _doing(statement)
     found = (
-        shape_of(memory or link, table, events, assigned, is_keyed=_is_keyed(definition, assigned))
+        shape_of(memory or link, table, events, assigned, is_keyed=is_keyed(definition, assigned))
         for table, definition in standing.items()
     )
     shapes = [shape for shape in found if shape is not None]
@@ -161,7 +161,7 @@ def _doing(statement: Changing) -> tuple[frozenset[Event], frozenset[str] | None
     return frozenset(events), None
 
 
-def _is_keyed(definition: str | None, assigned: frozenset[str] | None) -> bool:
+def is_keyed(definition: str | None, assigned: frozenset[str] | None) -> bool:
     """Say whether a foreign key may refer to one of the columns *assigned*: such a one has an index, or feeds one."""
     if assigned is None or definition is None or not is_table(definition):
         return True

@@ -129,12 +129,12 @@ def references(link: Link | Memory, table: str, *, every: bool = False) -> list[
     ]
 
 
-def reaches_further(link: Link | Memory, table: str, *, by_clock: bool) -> bool:
+def reaches_further(link: Link | Memory, table: str, *, by_clock: bool, is_keyed: bool = True) -> bool:
     """Say whether a change of *table*'s rows changes more than it says: by a trigger, or a foreign key that follows.
 
-    Or, *by_clock*, by a column ON UPDATE CURRENT_TIMESTAMP.
+    Or, *by_clock*, by a column ON UPDATE CURRENT_TIMESTAMP. *is_keyed* as in ``shape_of``.
     """
-    if link.rows(TRIGGERS, (table,)) or references(link, table):
+    if link.rows(TRIGGERS, (table,)) or (is_keyed and references(link, table)):
         return True
     return by_clock and any("on update" in row[3].lower() for row in link.rows(COLUMNS, (table, table)))
 
