@@ -472,6 +472,15 @@ def test_an_open_transaction_of_the_holder_does_not_stop_its_heart(backend: Back
         eventually(lambda: heart() > before)
 
 
+@MYSQL
+def test_a_session_without_autocommit_is_seen_to_migrate(backend: Backend, db: peewee.Database) -> None:
+    """An earlier part may have switched it off: the lease is committed all the same, or others end a living holder."""
+    holder = backend.database()
+    holder.execute_sql("SET autocommit = 0")
+    with holding(holder):
+        assert db.execute_sql("SELECT host FROM migration_lease").fetchone() != (None,)
+
+
 # Read-only -----------------------------------------------------------------------------------------------------
 
 

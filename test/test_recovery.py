@@ -198,15 +198,53 @@ def test_what_an_administrator_changed_since_is_never_taken_back(
 
 
 @pytest.mark.engines("mariadb")
-def test_foreign_keys_that_the_server_lost_are_made_again(start: peewee.Database, crash: Any) -> None:
-    """A MariaDB that dies in an ALTER which copies a table loses the table's foreign keys, and nobody took them."""
+def test_a_foreign_key_that_the_server_lost_is_made_again(start: peewee.Database, crash: Any) -> None:
+    """A MariaDB that dies in an ALTER which copies a table loses foreign keys of the table, and nobody took them."""
     before = picture(start)
     crash("ALTER TABLE child MODIFY code CHAR(9) NOT NULL")
     start.execute_sql("ALTER TABLE child DROP FOREIGN KEY child_parent")
 
-    recover(database=start)
+    with capture_logs() as logs:
+        recover(database=start)
 
     assert_same(picture(start), before)
+    assert [line["key"] for line in logs if line["event"].startswith("a foreign key is gone")] == ["child_parent"]
+
+
+@pytest.mark.engines("mariadb")
+def test_a_foreign_key_of_an_earlier_statements_table_was_not_lost(start: peewee.Database, crash: Any) -> None:
+    """Only the last statement can have been running: elsewhere somebody dropped it, and takes that back himself."""
+    before = picture(start)
+    crash("ALTER TABLE child MODIFY code CHAR(9) NOT NULL", "ALTER TABLE lone ADD COLUMN ours INT NULL")
+    start.execute_sql("ALTER TABLE child DROP FOREIGN KEY child_parent")
+
+    with pytest.raises(MigrationUndoError, match="somebody changed 'child' meanwhile: foreign key 'child_parent'"):
+        recover(database=start)
+
+    start.execute_sql("ALTER TABLE child ADD CONSTRAINT child_parent FOREIGN KEY (parent_id) REFERENCES parent (id)")
+    recover(database=start)
+    assert_same(picture(start), before)
+
+
+@pytest.mark.engines("mariadb")
+def test_a_foreign_key_that_was_lost_after_the_commit_is_made_again(backend: Any, start: peewee.Database) -> None:
+    """The real drop of a column may copy the table too: what the table has is written down ahead of it."""
+    reader = servers.connect(backend.url)
+    cursor = reader.cursor()
+
+    def up(migrator: Any, db: Any) -> None:
+        db.execute_sql("ALTER TABLE child DROP COLUMN note")
+        cursor.execute("BEGIN")
+        cursor.execute("SELECT id FROM child")
+
+    migrate_db([("0002_b", up)], database=start, options=Options(statement_lock_timeout_s=1))
+    reader.close()
+    start.execute_sql("ALTER TABLE child DROP FOREIGN KEY child_parent")
+
+    assert [each.action for each in recover(database=start)] == ["finished"]
+
+    assert "CONSTRAINT `child_parent` FOREIGN KEY" in picture(start)["child"][0]
+    assert "_plinth" not in str(picture(start))
 
 
 # What the batch did, what somebody did after the crash, with words of the batch's own, and how he takes it back.

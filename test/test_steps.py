@@ -13,7 +13,7 @@ from api.db.migrations import migrate_db, revert
 from api.db.steps import is_read
 from api.exceptions import MigrationFailedError
 
-Write = Callable[[str], None]
+Write = Callable[..., None]
 BEGIN = "atomic = False\n\n\ndef up(migrator, db):\n"
 
 
@@ -41,6 +41,33 @@ def rows(db: peewee.Database, table: str = "a") -> list[Any]:
 def steps_left(db: peewee.Database) -> int:
     """Return how many steps are recorded."""
     return int(db.execute_sql("SELECT COUNT(*) FROM migration_step").fetchone()[0])
+
+
+@pytest.mark.engines("mariadb", "mysql")
+def test_a_deadlock_that_was_swallowed_parts_no_step_from_its_record(
+    backend: Any, db: peewee.Database, write: Write, tmp_path: Path
+) -> None:
+    """Done and recorded, or neither: here it cannot be recorded, as another session holds the table."""
+    for sql in (
+        "CREATE TABLE t (id INT PRIMARY KEY, a INT)",
+        "CREATE TABLE o (id INT PRIMARY KEY)",
+        "INSERT INTO t VALUES (1, 0), (2, 0), (3, 0)",
+    ):
+        db.execute_sql(sql)
+    write(
+        "import servers, sessions",
+        "db.execute_sql('SET SESSION innodb_lock_wait_timeout = 1')",
+        f"sessions.lose_to_a_deadlock({backend.url!r}, db)",
+        f"holder = servers.connect({backend.url!r}).cursor()",
+        "holder.execute('BEGIN')",
+        "holder.execute('SELECT * FROM migration_step FOR UPDATE')",
+        "db.execute_sql('UPDATE t SET a = 1 WHERE id = 3')",
+    )
+
+    with pytest.raises(MigrationFailedError, match="1205"):
+        migrate_db(directory=tmp_path, database=db)
+
+    assert rows(db, "t") == [(1, 0), (2, 0), (3, 0)]
 
 
 def test_a_failed_migration_goes_on_at_the_statement_that_failed(db: Any, write: Any, tmp_path: Path) -> None:

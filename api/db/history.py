@@ -167,7 +167,7 @@ def create_tables(database: peewee.Database) -> None:
 
 
 def _are_whole(database: peewee.Database) -> bool:
-    """Say whether MySQL or MariaDB finds every column and index: it names what is missing, but not in its catalogue."""
+    """Say whether MySQL or MariaDB finds every column and index: asked by name, which spares its catalogue."""
     for model in _models(database):
         columns = ", ".join(field.column_name for field in model._meta.sorted_fields)
         indexes = ", ".join(index._name for index in model._meta.fields_to_index())

@@ -21,7 +21,7 @@ from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 
 from api.db import lease, lock_file
 from api.db.dialects.categories import TRAITS, Category
-from api.db.dialects.engine import Engine, engine_of
+from api.db.dialects.engine import Engine
 from api.db.dialects.errors import classify
 from api.db.lease import Heartbeat, Holder, Lease, Run
 from api.exceptions import MigrationError, MigrationLockError
@@ -32,11 +32,6 @@ T = TypeVar("T")
 POLL_S = 0.1
 SAY_EVERY_S = 5.0
 KEY = "plinth:migrate"
-# MariaDB 10.11 knows neither super_read_only nor the longer name of the last, MySQL 9.7 not its shorter one.
-READ_ONLY: dict[Engine, tuple[str, ...]] = {
-    "mysql": ("super_read_only", "read_only", "innodb_read_only", "transaction_read_only"),
-    "mariadb": ("read_only", "innodb_read_only", "tx_read_only"),
-}
 UNKNOWN_VARIABLE = 1193
 NUMBER = int.from_bytes(hashlib.sha256(KEY.encode()).digest()[:8], signed=True)
 """The lock's key as the signed 64-bit number that PostgreSQL wants; it is local to a database there."""
@@ -94,10 +89,12 @@ def _postgres_is_read_only(database: peewee.Database) -> str | None:
 
 
 def _mysql_is_read_only(database: peewee.Database) -> str | None:
-    names = READ_ONLY[engine_of(database)]
-    # Not SHOW VARIABLES, for which the server writes down all of them. MariaDB's read_only is a word since 11.8.
-    values = database.execute_sql("SELECT " + ", ".join(f"@@{name}" for name in names)).fetchone()
-    on = [name for name, value in zip(names, values, strict=True) if str(value).upper() not in ("OFF", "0")]
+    # Not @@name: MariaDB knows no super_read_only (error 1193), and has more than ON and OFF for read_only since 11.8.
+    sql = (
+        "SHOW VARIABLES WHERE Variable_name IN "
+        "('super_read_only', 'read_only', 'innodb_read_only', 'transaction_read_only', 'tx_read_only')"
+    )
+    on = [name for name, value in database.execute_sql(sql).fetchall() if value.upper() not in ("OFF", "0")]
     return f"{', '.join(sorted(on))} is on" if on else None
 
 
@@ -246,6 +243,8 @@ def _on_mysql(database: peewee.Database, engine: Engine, waiting: _Waiting, mine
     # GET_LOCK names are server-wide and 64 characters at most (MySQL error 4163): the database's name goes in hashed.
     name = "plinth:" + hashlib.sha256(str(database.database).lower().encode()).hexdigest()[:32]
     cluster = _is_in_cluster(run, engine)
+    # An earlier part may have switched it off: nobody would see the lease.
+    run("SET SESSION autocommit = 1")
 
     def look() -> Holder | None:
         if not lease.has_row(run, engine):

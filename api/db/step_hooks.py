@@ -10,6 +10,7 @@ from typing import Any
 
 import peewee
 import psycopg2
+import pymysql
 import structlog
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 
@@ -240,7 +241,11 @@ def _on_mysql(database: peewee.Database, make: Make) -> Iterator[Steps]:
         answers: list[Any] = []
 
         def run() -> Any:
-            touched = plain(sql, unbuffered)
+            try:
+                touched = plain(sql, unbuffered)
+            except pymysql.err.MySQLError:
+                link.refresh()
+                raise
             answers[:] = [link.answer]
             return touched
 

@@ -310,18 +310,3 @@ def release(link: Link, grave: str, engine: Engine) -> str | None:
     if engine == "mysql":
         clauses += [f"DROP CHECK {name(check)}" for check in table.checks if not check.startswith(grave)]
     return f"ALTER TABLE {name(grave)} {', '.join(clauses)}" if clauses else None
-
-
-def drop_buried(link: Link, prefix: str) -> None:
-    """Drop for good what a committed batch renamed away; it may be called again after a crash."""
-    pattern = prefix.replace("_", r"\_") + "%"
-    tables = "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name LIKE %s"
-    for (table,) in link.rows(tables, (pattern,)):
-        link.execute(f"DROP TABLE IF EXISTS {name(table)}")
-    columns = """SELECT table_name, column_name FROM information_schema.columns
-                 WHERE table_schema = DATABASE() AND column_name LIKE %s ORDER BY table_name"""
-    found: dict[str, list[str]] = {}
-    for table, column in link.rows(columns, (pattern,)):
-        found.setdefault(table, []).append(f"DROP COLUMN {name(column)}")
-    for table, drops in found.items():
-        link.execute(f"ALTER TABLE {name(table)} {', '.join(drops)}")

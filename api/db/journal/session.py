@@ -13,6 +13,7 @@ import structlog
 from api.db.dialects.engine import Engine, server_version
 from api.db.dialects.errors import classify
 from api.db.journal import store, undo
+from api.db.journal.finishing import is_finished
 from api.db.journal.hook import Hook, hooked
 from api.db.journal.link import Link
 from api.db.journal.store import Guard, Store
@@ -57,7 +58,7 @@ class Journal:
 
     def finish(self) -> None:
         """Drop what was renamed away, and close. What cannot be dropped now waits for the next ``up``."""
-        undo.is_finished(self.store, self.engine)
+        is_finished(self.store, self.engine)
 
     def undo(self) -> None:
         """Take everything back. What stands in the way is in *stuck*, and the journal stays open.

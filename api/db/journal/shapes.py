@@ -132,8 +132,10 @@ def references(link: Link | Memory, table: str, *, every: bool = False) -> list[
 def reaches_further(link: Link | Memory, table: str, *, by_clock: bool, is_keyed: bool = True) -> bool:
     """Say whether a change of *table*'s rows changes more than it says: by a trigger, or a foreign key that follows.
 
-    Or, *by_clock*, by a column ON UPDATE CURRENT_TIMESTAMP. *is_keyed* as in ``shape_of``.
+    Or, *by_clock*, by a column ON UPDATE CURRENT_TIMESTAMP. *is_keyed* as in ``shape_of``. Raises
+    ``StatementRefusedError`` where this account is not shown the triggers.
     """
+    _refuse_unseen_triggers(link, table)
     if link.rows(TRIGGERS, (table,)) or (is_keyed and references(link, table)):
         return True
     return by_clock and any("on update" in row[3].lower() for row in link.rows(COLUMNS, (table, table)))

@@ -42,7 +42,9 @@ def settings(link: Link, wanted: dict[str, Any]) -> Iterator[None]:
     link.execute(assign, tuple(wanted.values()))
     try:
         yield
-    finally:
+    except BaseException:
         # A lost session needs no restoring, and its error must not hide the first one.
         with suppress(pymysql.err.MySQLError):
             link.execute(assign, before)
+        raise
+    link.execute(assign, before)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import pymysql
@@ -19,7 +19,7 @@ from api.exceptions import MigrationLockError, MigrationUndoError
 from api.logs import redact, storable
 
 State = Literal["open", "undoing", "committed"]
-Kind = Literal["tables", "trigger", "rows"]
+Kind = Literal["tables", "trigger", "rows", "finish"]
 # A change of what an entry means; an older release refuses to undo a newer one's batch.
 FORMAT = 1
 PREFIX = "_plinth"
@@ -68,7 +68,8 @@ class Entry:
     in the order in which they were renamed; *columns* maps new names to old ones, by table. *kept* maps a column whose
     type changed to the one that keeps the old values. *names* are what the statement mentions, *made* what it makes by
     name: what else there is, is somebody else's, and what else is different too, unless *whole*. *buried* tells that
-    something waits under another name to be dropped. *born* are tables that this batch made itself.
+    something waits under another name to be dropped. *born* are tables that this batch made itself. *newest* says of an
+    entry that was read that none is newer: its statement, or that of its undo, may have been running at a crash.
     """
 
     number: int
@@ -83,10 +84,11 @@ class Entry:
     whole: bool = False
     buried: bool = False
     born: list[str] = field(default_factory=list)
+    newest: bool = False
 
     def image(self) -> str:
         """Return what the journal keeps beside number, kind and statement, as JSON."""
-        apart = ("number", "kind", "statement")
+        apart = ("number", "kind", "statement", "newest")
         facts = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in apart}
         return json.dumps({key: value for key, value in facts.items() if value}, ensure_ascii=False)
 
@@ -155,7 +157,8 @@ class Store:
     def entries(self) -> list[Entry]:
         """Return the entries, newest first."""
         sql = "SELECT number, kind, statement, image FROM migration_journal WHERE batch_id = %s ORDER BY number DESC"
-        return [Entry.read(*row) for row in self.link.rows(sql, (self.id,))]
+        found = [Entry.read(*row) for row in self.link.rows(sql, (self.id,))]
+        return [replace(found[0], newest=True), *found[1:]] if found else []
 
     def rows(self, number: int) -> list[str]:
         """Return the rows' images of entry *number*, in the order in which they were written."""
@@ -213,7 +216,7 @@ def create_tables(link: Link) -> None:
 def refuse_strays(link: Link) -> None:
     """Raise ``MigrationUndoError`` when there are entries of a batch that ``migration_batch`` does not know."""
     sql = """SELECT batch_id, COUNT(*) FROM migration_journal
-             WHERE batch_id NOT IN (SELECT id FROM migration_batch) GROUP BY batch_id"""
+             WHERE batch_id NOT IN (SELECT id FROM migration_batch) GROUP BY batch_id LIMIT 1"""
     for batch_id, number in link.rows(sql):
         raise MigrationUndoError(
             f"the journal has {number} entries of a batch ({batch_id}) that migration_batch does not know",
@@ -224,7 +227,7 @@ def refuse_strays(link: Link) -> None:
 
 def unfinished(link: Link) -> list[OpenBatch]:
     """Return the batches that are not done, newest first."""
-    sql = "SELECT id, batch, direction, state, format FROM migration_batch ORDER BY id DESC"
+    sql = "SELECT id, batch, direction, state, format FROM migration_batch ORDER BY id DESC LIMIT 9999"
     return [OpenBatch(*row) for row in link.rows(sql)]
 
 

@@ -1,7 +1,8 @@
-"""Take back what a batch did, or finish what it had committed; also after a crash, also of the undo itself.
+"""Take back what a batch did; also after a crash, also of the undo itself.
 
 Undo goes by what the schema is and what it was, entry by entry from the newest: each step is one statement that the
-server does as a whole or not at all, and an entry is forgotten only when all it tells of is as it was.
+server does as a whole or not at all (but for ``_lost_by_server``), and an entry is forgotten only when all it tells of
+is as it was.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import structlog
 from api.db.dialects.categories import Category
 from api.db.dialects.engine import Engine
 from api.db.dialects.errors import classify
-from api.db.journal import graves, snapshot, store, triggers
+from api.db.journal import snapshot, store, triggers
 from api.db.journal.changes import changes
 from api.db.journal.definition import Difference, TableDefinition, differing_names, parse, same
 from api.db.journal.exchanging import bring_back_kept
+from api.db.journal.finishing import is_finished
 from api.db.journal.going import Going
 from api.db.journal.images import Change
 from api.db.journal.link import Link, name
@@ -91,24 +93,6 @@ def _recover(batch: Store, engine: Engine, found: OpenBatch) -> Recovered:
             raise
     log.warning("an interrupted batch was " + action, **told)
     return Recovered(found.batch, found.direction, action, len(entries), left_alone)
-
-
-def is_finished(batch: Store, engine: Engine) -> bool:
-    """Finish a committed batch; say whether that was possible: what cannot be dropped now waits for the next ``up``."""
-    try:
-        finish(batch, engine)
-    except pymysql.err.MySQLError as exc:
-        log.warning("the batch stands, but what it dropped is still there under other names", reason=str(exc))
-        return False
-    return True
-
-
-def finish(batch: Store, engine: Engine) -> None:
-    """Drop what a committed batch renamed away, and close it."""
-    with steady(batch.link, engine, foreign_keys=True):
-        if any(entry.buried for entry in batch.entries()):
-            graves.drop_buried(batch.link, f"{PREFIX}{batch.id}_")
-        batch.close()
 
 
 def undo(batch: Store, engine: Engine) -> int:
@@ -305,23 +289,18 @@ def _refuse_missing(entry: Entry, table: str, current: TableDefinition, before: 
 
 
 def _refuse_foreign_changes(engine: Engine, entry: Entry, table: str, now: str, was: str) -> None:
-    """Refuse to take back what somebody else made or changed meanwhile: what the statement does not explain.
-
-    A foreign key that is gone is none of that on MariaDB: a server that dies in an ALTER which copies the table loses
-    the table's own (seen on 10.11). It is made again.
-    """
+    """Refuse to take back what somebody else made or changed meanwhile: what the statement does not explain."""
     names = set(entry.names)
     keys = [(key.lower(), line) for text in (now, was) for key, line in parse(text).foreign_keys.items()]
     # An index that a foreign key made goes and comes with it, under another name.
     foreign_keys = {key for key, _ in keys}
     names.update(column.lower() for key, line in keys if key in entry.names for column in columns_in(line))
-    found = differing_names(now, was, entry.columns.get(table, {}))
-    lost = {each for each in found if engine == "mariadb" and each.kind == "foreign key" and each.current is None}
     foreign = [
         each
-        for each in found
-        if not (each in lost or (each.kind == "key" and each.name.lower() in foreign_keys))
-        and not _is_own(entry, table, each, names)
+        for each in differing_names(now, was, entry.columns.get(table, {}))
+        if not _is_own(entry, table, each, names)
+        and not (each.kind == "key" and each.name.lower() in foreign_keys)
+        and not _lost_by_server(engine, entry, table, each)
     ]
     if foreign:
         raise MigrationUndoError(
@@ -329,6 +308,17 @@ def _refuse_foreign_changes(engine: Engine, entry: Entry, table: str, now: str, 
             + "; ".join(f"{each.kind} {each.name!r}" for each in foreign),
             hint="take that change back (it may be made again afterwards), then " + AGAIN,
         )
+
+
+def _lost_by_server(engine: Engine, entry: Entry, table: str, difference: Difference) -> bool:
+    """Say whether *difference* is a foreign key that a MariaDB lost which died in an ALTER that copies the table.
+
+    Only the newest entry's ALTER, or that of its undo, can have been running then (seen on 10.11).
+    """
+    if engine != "mariadb" or not entry.newest or difference.kind != "foreign key" or difference.current is not None:
+        return False
+    log.warning("a foreign key is gone, as a dying server loses it: it is made again", table=table, key=difference.name)
+    return True
 
 
 def _is_own(entry: Entry, table: str, difference: Difference, names: set[str]) -> bool:
