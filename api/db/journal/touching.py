@@ -17,13 +17,13 @@ _NO_ALIAS = frozenset(
     | {"RIGHT", "SET", "USE", "USING"}
 )
 
-_NAME = r"(?:`[^`]*+`|[\w$]+)"
-_STRING = r"(?:_\w+\s*|[xXbBnN])?'[^'\\]*+(?:(?:''|\\.)[^'\\]*+)*+'"
-_LITERAL = rf"(?:{_STRING}|[-+]?\d[\d.]*+(?:[eE][-+]?\d+)?|NULL|DEFAULT|TRUE|FALSE)"
-_ROW = rf"\(\s*{_LITERAL}(?:\s*,\s*{_LITERAL})*+\s*\)"
+_NAME = r"(?:`[^`]*`|[\w$]+)"
+_STRING = r"(?:_\w+\s*|[xXbBnN])?'[^'\\]*(?:(?:''|\\.)[^'\\]*)*'"
+_LITERAL = rf"(?:{_STRING}|[-+]?\d[\d.]*(?:[eE][-+]?\d+)?|NULL|DEFAULT|TRUE|FALSE)"
+_ROW = rf"\(\s*{_LITERAL}(?:\s*,\s*{_LITERAL})*\s*\)"
 _LITERAL_ROWS = re.compile(
     rf"\s*(?:INSERT|REPLACE)\s+(?:(?:LOW_PRIORITY|DELAYED|HIGH_PRIORITY|IGNORE)\s+)*(?:INTO\s+)?{_NAME}"
-    rf"(?:\s*\.\s*{_NAME})?\s*(?:\(\s*{_NAME}(?:\s*,\s*{_NAME})*\s*\)\s*)?VALUES?\s*({_ROW}(?:\s*,\s*{_ROW})*+)",
+    rf"(?:\s*\.\s*{_NAME})?\s*(?:\(\s*{_NAME}(?:\s*,\s*{_NAME})*\s*\)\s*)?VALUES?\s*({_ROW}(?:\s*,\s*{_ROW})*)",
     re.IGNORECASE | re.DOTALL,
 )
 
