@@ -10,7 +10,6 @@ from typing import Any
 
 import peewee
 import psycopg2
-import pymysql
 import structlog
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 
@@ -235,17 +234,11 @@ def _on_mysql(database: peewee.Database, make: Make) -> Iterator[Steps]:
     steps = make(link.rows, lambda: link.in_transaction)
 
     def query(sql: str | bytes | bytearray, unbuffered: bool = False) -> Any:
-        if link.own:
-            return plain(sql, unbuffered)
         text = sql if isinstance(sql, str) else sql.decode("utf8", "surrogateescape")
         answers: list[Any] = []
 
         def run() -> Any:
-            try:
-                touched = plain(sql, unbuffered)
-            except pymysql.err.MySQLError:
-                link.refresh()
-                raise
+            touched = plain(sql, unbuffered)
             answers[:] = [link.answer]
             return touched
 

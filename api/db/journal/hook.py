@@ -62,15 +62,6 @@ class Hook:
 
     def query(self, sql: str | bytes, unbuffered: bool = False) -> Any:
         """Stand in for the connection's ``query``. Raises ``StatementRefusedError`` for what cannot be undone."""
-        if self.link.own:
-            return self._send(sql, unbuffered)
-        try:
-            return self._query(sql, unbuffered)
-        except pymysql.err.MySQLError:
-            self.link.refresh()
-            raise
-
-    def _query(self, sql: str | bytes, unbuffered: bool) -> Any:
         text = sql if isinstance(sql, str) else sql.decode("utf8", "surrogateescape")
         statement = read(text)
         if statement.schemas - {self._schema}:

@@ -49,8 +49,22 @@ class Link:
 
     @contextmanager
     def hooked(self, query: Callable[..., Any]) -> Iterator[None]:
-        """Let *query* stand in for the connection's own during the block: every cursor's statement goes through it."""
-        self.connection.query = query
+        """Let *query* stand in for the connection's own during the block: every cursor's statement goes through it.
+
+        What this link sends itself goes past it. After an error ``in_transaction`` is asked anew.
+        """
+        plain = self.connection.query
+
+        def stand_in(sql: str | bytes | bytearray, unbuffered: bool = False) -> Any:
+            if self.own:
+                return plain(sql, unbuffered)
+            try:
+                return query(sql, unbuffered)
+            except pymysql.err.MySQLError:
+                self.refresh()
+                raise
+
+        self.connection.query = stand_in
         try:
             yield
         finally:
