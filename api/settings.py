@@ -61,6 +61,9 @@ class Settings(BaseSettings):
     pool_check_interval_s: float = Field(default=5.0, gt=0, allow_inf_nan=False, examples=["5"])
     pool_warning_threshold: float = Field(default=0.8, gt=0, le=1, examples=["0.8"])
     pool_critical_threshold: float = Field(default=0.95, gt=0, le=1, examples=["0.95"])
+    pool_validate_after_s: float = Field(default=0.5, ge=0, allow_inf_nan=False, examples=["0.5"])
+    pool_max_lifetime_s: float = Field(default=1800.0, gt=0, allow_inf_nan=False, examples=["1800"])
+    pool_leak_after_s: float = Field(default=60.0, gt=0, allow_inf_nan=False, examples=["60"])
     encryption_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(), examples=["<newest key>,<older key>"]
     )

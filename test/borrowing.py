@@ -36,8 +36,8 @@ def held(database: peewee.Database, count: int) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def waiting(database: peewee.Database, count: int, *, beside: int = 0) -> Iterator[list[Future[bool]]]:
-    """Let *count* threads wait for a connection of a full pool, *beside* those that wait already.
+def waiting(database: peewee.Database, count: int) -> Iterator[list[Future[bool]]]:
+    """Let *count* threads wait for a connection of a full pool.
 
     The block ends when each has had one.
     """
@@ -48,7 +48,7 @@ def waiting(database: peewee.Database, count: int, *, beside: int = 0) -> Iterat
 
     with ThreadPoolExecutor(max_workers=count) as threads:
         waiters = [threads.submit(borrow) for _ in range(count)]
-        until(lambda: database.snapshot().waiting == beside + count)
+        until(lambda: database.snapshot().waiting == count)
         yield waiters
 
 

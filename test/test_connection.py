@@ -19,7 +19,7 @@ from playhouse.pool import MaxConnectionsExceeded
 from sessions import SERVERS, end_session, session_number
 from structlog.testing import capture_logs
 
-from api.db import connection, lease
+from api.db import connection, lease, pool_gate
 from api.db.connection import (
     DB,
     MAX_RETRIES,
@@ -251,9 +251,37 @@ class TestConnecting:
     def test_patience_ends_with_the_attempts(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """However long the deadline, so many attempts and no more: every one but the last is announced."""
         monkeypatch.setattr(connection, "BACKOFF_CAP_S", 0.001)
+        monkeypatch.setattr(pool_gate, "GATE_CAP_S", 0.001)
         with capture_logs() as lines, pytest.raises(DatabaseUnavailableError):
             get_db_connection(open_database("mysql://127.0.0.1:1/name"), deadline_s=600)
         assert [line["attempt"] for line in lines] == list(range(1, MAX_RETRIES))
+
+    @pytest.mark.parametrize("url", ["postgresql://127.0.0.1:1/name", "mysql://127.0.0.1:1/name"])
+    def test_threads_that_wait_together_dial_in_turn(self, url: str) -> None:
+        """All are told the reason in the end; most of the time they waited for one that tried."""
+        database = open_database(url)
+        with ThreadPoolExecutor(max_workers=8) as threads, capture_logs() as lines:
+            calls = [threads.submit(get_db_connection, database, deadline_s=1.5) for _ in range(8)]
+        for call in calls:
+            with pytest.raises(DatabaseUnavailableError, match="nothing listens there"):
+                call.result()
+        now = database.snapshot()
+        assert now.connect_errors < now.requests
+        assert len(lines) <= now.connect_errors
+
+    @SERVERS
+    def test_threads_with_a_wrong_password_are_all_told_at_once(self, backend: Any) -> None:
+        """Those whom the gate keeps from dialling do not wait for what cannot come."""
+        parts = urlsplit(backend.url)
+        url = with_account(backend.url, parts.username or "", "SECRET")
+        if backend.engine == "mysql" and not parts.password:
+            url = with_account(backend.url, "nobody_here", "SECRET")
+        database = open_database(url)
+        with ThreadPoolExecutor(max_workers=8) as threads:
+            calls = [threads.submit(get_db_connection, database, deadline_s=600) for _ in range(8)]
+        for call in calls:
+            with pytest.raises(DatabaseUnavailableError, match="access denied"):
+                call.result()
 
     def test_delays_grow_to_a_limit_and_are_spread(self) -> None:
         """Attempt n waits anything up to a limit that doubles, five seconds at the most, also for a huge n."""

@@ -112,15 +112,22 @@ class TestTransactions:
         assert "SECRET" not in str(lines)
 
     @SERVERS
-    def test_what_a_failing_rollback_hides_is_logged(self, backend: Any, db: peewee.Database) -> None:
-        """The caller sees the rollback's error; the log has the server's reason beside it."""
+    @pytest.mark.parametrize("depth", [1, 3])
+    def test_a_lost_transaction_ends_in_the_server_s_reason(
+        self, backend: Any, db: peewee.Database, depth: int
+    ) -> None:
+        """Not in the rollback that could not be sent, which the log has beside it; also out of nested blocks."""
 
-        def lose_the_session() -> None:
-            end_session(backend, session_number(db))
-            db.execute_sql("SELECT 1")
+        def lose_the_session(inner: int) -> None:
+            if inner:
+                with db.atomic():
+                    lose_the_session(inner - 1)
+            else:
+                end_session(backend, session_number(db))
+                db.execute_sql("SELECT 1")
 
-        with capture_logs() as lines, pytest.raises(peewee.InterfaceError), db.atomic():
-            lose_the_session()
+        with capture_logs() as lines, pytest.raises(peewee.OperationalError) as caught:
+            lose_the_session(depth)
         (line,) = lines
         assert (line["log_level"], line["reason"], line["rollback"]) == (
             "warning",
@@ -131,8 +138,30 @@ class TestTransactions:
             # Which of the two it is depends on how far libpq had read when it wrote.
             said = ("terminating connection due to administrator command", "server closed the connection unexpectedly")
             assert line["reason_text"] in said
+            assert any(text in str(caught.value) for text in said)
         else:
+            assert line["reason_code"] == caught.value.args[0]
             assert line["reason_code"] in (1927, 2013)
+        assert not db.in_transaction()
+
+    @SERVERS
+    def test_a_commit_that_is_lost_ends_in_the_server_s_reason(self, backend: Any, db: peewee.Database) -> None:
+        """The block did nothing wrong: the COMMIT met the end of the session."""
+        with pytest.raises(peewee.OperationalError), db.atomic():
+            end_session(backend, session_number(db))
+        db.close()
+        assert db.snapshot().closed["lost"] == 1
+
+    @SERVERS
+    def test_an_error_of_the_app_is_not_hidden_by_a_lost_session(self, backend: Any, db: peewee.Database) -> None:
+        """What ended the block goes to the caller, whatever the rollback meets."""
+
+        def fail() -> None:
+            end_session(backend, session_number(db))
+            raise ValueError("ours")
+
+        with pytest.raises(ValueError, match="ours"), db.atomic():
+            fail()
 
     def test_the_app_s_proxy_logs_too(self, debug_on: None) -> None:
         """peewee's own proxy would make its transactions itself."""

@@ -9,6 +9,7 @@ import inspect
 import random
 import re
 import time
+import weakref
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -20,10 +21,13 @@ from playhouse.pool import PooledMySQLDatabase, PooledPostgresqlDatabase, Pooled
 from psycopg2.extensions import TRANSACTION_STATUS_INERROR, make_dsn
 from pymysql.connections import Connection as PyMySQLConnection
 
+from api.db.dialects.answering import is_lost, mysql_is_clean, mysql_runs, postgres_is_clean, postgres_runs
 from api.db.dialects.connecting import ConnectFailure, MySQLServer, SqliteFile, connect_failure
 from api.db.dialects.engine import engine_of, unwrap
-from api.db.pool import CountingPool, pool_limits
+from api.db.pool import InstrumentedPool, pool_limits
+from api.db.pool_gate import ConnectPostponed
 from api.db.pool_health import PoolDiagnostics
+from api.db.pool_private import answer_limit_of
 from api.db.transactions import LoggedTransactions, TransactionLogger
 from api.exceptions import ConfigurationError, DatabaseUnavailableError, TransactionAbortedError
 
@@ -64,8 +68,15 @@ POSTGRES_DEFAULTS = {
 MYSQL_OPTIONS = set(inspect.signature(PyMySQLConnection).parameters) - {"autocommit", "db", "defer_connect"}
 
 
-class PostgresPool(LoggedTransactions, CountingPool, PooledPostgresqlDatabase):
+class PostgresPool(LoggedTransactions, InstrumentedPool, PooledPostgresqlDatabase):
     """PostgreSQL by psycopg2, pooled."""
+
+    def _is_closed(self, conn: Any) -> bool:
+        return not postgres_runs(conn, "SELECT 1", answer_limit_of(self))
+
+    def _can_reuse(self, conn: Any) -> bool:
+        is_clean = postgres_is_clean(conn)
+        return postgres_runs(conn, "ROLLBACK", answer_limit_of(self)) if is_clean is None else is_clean
 
     def commit(self) -> None:
         """Commit this thread's transaction.
@@ -80,11 +91,18 @@ class PostgresPool(LoggedTransactions, CountingPool, PooledPostgresqlDatabase):
         super().commit()
 
 
-class MySQLPool(LoggedTransactions, CountingPool, PooledMySQLDatabase, MySQLServer):
+class MySQLPool(LoggedTransactions, InstrumentedPool, PooledMySQLDatabase, MySQLServer):
     """MySQL or MariaDB by PyMySQL, pooled."""
 
+    def _is_closed(self, conn: Any) -> bool:
+        return not mysql_runs(conn, lambda: conn.ping(reconnect=False), answer_limit_of(self))
 
-class SqlitePool(LoggedTransactions, CountingPool, PooledSqliteDatabase, SqliteFile):
+    def _can_reuse(self, conn: Any) -> bool:
+        is_clean = mysql_is_clean(conn)
+        return mysql_runs(conn, conn.rollback, answer_limit_of(self)) if is_clean is None else is_clean
+
+
+class SqlitePool(LoggedTransactions, InstrumentedPool, PooledSqliteDatabase, SqliteFile):
     """SQLite, pooled: a connection is opened once, and used by one thread at a time."""
 
 
@@ -94,20 +112,36 @@ class _Proxy(LoggedTransactions, peewee.DatabaseProxy):
 
 DB = _Proxy()
 
+# Why the connect failed that ended in this error: who was told of it only does not ask the server himself.
+_failures: weakref.WeakKeyDictionary[BaseException, ConnectFailure] = weakref.WeakKeyDictionary()
+
 
 def open_database(
-    url: str, *, pool_max: int = 20, pool_timeout_s: float = 10.0, connect_timeout_s: int = 5
+    url: str,
+    *,
+    pool_max: int = 20,
+    pool_timeout_s: float = 10.0,
+    connect_timeout_s: int = 5,
+    validate_after_s: float = 0.5,
+    max_lifetime_s: float = 1800.0,
 ) -> peewee.Database:
     """Return the pooled database that *url* names, not connected yet.
 
     A process holds at most *pool_max* connections; a borrow waits *pool_timeout_s* for one, a connect
-    *connect_timeout_s* for the server. What *url* asks for in its query (``?sslmode=require``) goes to the
-    driver, and wins. Raises ``ConfigurationError``, which holds no part of *url* that could be secret.
+    *connect_timeout_s* for the server. A connection idle for *validate_after_s* must answer before it is lent
+    again, and none is lent that is older than *max_lifetime_s*. What *url* asks for in its query
+    (``?sslmode=require``) goes to the driver, and wins. Raises ``ConfigurationError``, which holds no part of *url*
+    that could be secret.
     """
     scheme = _scheme(url)
     params = _parse(url, scheme)
     name = params.pop("database")
-    pool = {"max_connections": pool_max, "timeout": pool_timeout_s}
+    pool = {
+        "max_connections": pool_max,
+        "timeout": pool_timeout_s,
+        "stale_timeout": max_lifetime_s,
+        "validate_after_s": validate_after_s,
+    }
     if scheme == "sqlite":
         if params:
             raise ConfigurationError(
@@ -182,12 +216,13 @@ def get_db_connection(database: Any = None, *, deadline_s: float = 30.0) -> Any:
 
     A server that starts, refuses, hangs up or is full, and a locked SQLite file, are tried ``MAX_RETRIES``
     times within *deadline_s* (the last attempt may outlast it by its connect timeout). Raises
-    ``DatabaseUnavailableError`` after that, and at once for a wrong password, host or name. A connection known
-    to be lost is replaced, except inside a transaction: what came before would be missing. An exhausted pool
-    has waited already: its ``MaxConnectionsExceeded`` is not retried.
+    ``DatabaseUnavailableError`` after that, and at once for a wrong password, host or name. While one thread finds
+    out, the others wait without dialling. A connection known to be lost is replaced, except inside a
+    transaction: what came before would be missing. An exhausted pool has waited already: its ``PoolTimeout`` is
+    not retried.
     """
     database = unwrap(DB if database is None else database)
-    if not database.is_closed() and _is_lost(database.connection()):
+    if not database.is_closed() and is_lost(database.connection()):
         if database.in_transaction():
             raise DatabaseUnavailableError(
                 f"the connection to {_where(database)} was lost inside a transaction; none of it was kept",
@@ -196,8 +231,8 @@ def get_db_connection(database: Any = None, *, deadline_s: float = 30.0) -> Any:
         database.close()
     give_up_at = time.monotonic() + deadline_s
     attempt = 1
-    while not _try_connect(database, attempt, give_up_at):
-        attempt += 1
+    while (has_dialled := _try_connect(database, attempt, give_up_at)) is not None:
+        attempt += has_dialled
     return database.connection()
 
 
@@ -217,19 +252,25 @@ def return_db_connection(database: Any = None) -> int:
     return depth
 
 
-def _try_connect(database: peewee.Database, attempt: int, give_up_at: float) -> bool:
-    """Connect and return True, or wait for the next attempt and return False, or raise when none is left."""
+def _try_connect(database: peewee.Database, attempt: int, give_up_at: float) -> bool | None:
+    """Connect and return None, or wait for the next attempt and say whether this was one; raise when none is left."""
     try:
         database.connect(reuse_if_open=True)
+    except ConnectPostponed as exc:
+        # Another thread has dialled in vain just now, and may know by now that it always will be.
+        known = _failures.get(exc.last)
+        delay_s = max(exc.retry_after_s, BACKOFF_BASE_S * random.random())
+        if (known and not known.can_pass) or time.monotonic() + delay_s > give_up_at:
+            raise _unavailable(known or connect_failure(exc.last, database), database) from exc
+        time.sleep(delay_s)
+        return False
     except peewee.PeeweeException as exc:
-        # A connect that fails after the socket is open leaves the thread's state open (peewee 4.5.3).
-        database.close()
-        failure = connect_failure(exc, database)
+        failure = _failures[exc] = connect_failure(exc, database)
         delay_s = exponential_backoff(attempt)
         if not failure.can_pass or attempt >= MAX_RETRIES or time.monotonic() + delay_s > give_up_at:
             raise _unavailable(failure, database) from exc
     else:
-        return True
+        return None
     log.warning(
         "connect failed, trying again",
         attempt=attempt,
@@ -239,18 +280,13 @@ def _try_connect(database: peewee.Database, attempt: int, give_up_at: float) -> 
         **_address(database),
     )
     time.sleep(delay_s)
-    return False
+    return True
 
 
 def _unavailable(failure: ConnectFailure, database: peewee.Database) -> DatabaseUnavailableError:
     return DatabaseUnavailableError(
         f"cannot connect to {_where(database)}: {failure.reason} ({failure.said})", hint=failure.hint
     )
-
-
-def _is_lost(connection: Any) -> bool:
-    """Say whether the driver knows that *connection* is gone (psycopg2's ``closed``, PyMySQL's ``open``)."""
-    return bool(getattr(connection, "closed", False)) or not getattr(connection, "open", True)
 
 
 def _address(database: peewee.Database) -> dict[str, Any]:

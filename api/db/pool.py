@@ -1,164 +1,330 @@
-"""The counting pool: playhouse's pool with numbers beside it. It counts, and never logs, judges or retries.
+"""The instrumented pool: playhouse's pool made fair and quick, with numbers. It counts, and never logs or judges.
 
-The private names of playhouse 4.5 are used in this file only, and ``test/test_pool.py`` checks them.
+Its locks, and what happens under which:
+
+- peewee's lock of the database, for a moment in ``connect`` and ``close``: what asks the server is done before.
+- ``Slots.lock``, for a few instructions: slots, idle and lent connections, counters.
+- None while a thread waits, dials, validates, rolls back or hangs up: that costs its own caller, and nobody else.
 """
 
 from __future__ import annotations
 
+import math
+import os
 import threading
-from dataclasses import dataclass
+import time
+import weakref
 from typing import Any
 
 import peewee
-from playhouse.pool import MaxConnectionsExceeded, PooledDatabase
 
+from api.db import pool_private as private
+from api.db.dialects.answering import is_lost
 from api.db.dialects.engine import unwrap
+from api.db.pool_numbers import ENDPOINT, Borrow, CloseReason, Counters, Link, PoolSnapshot, PoolTimeout
+from api.db.pool_opening import OpeningPool, tell
+from api.db.pool_queue import Waiter
+from api.logs import current_correlation_id
 
 
-@dataclass(frozen=True, slots=True)
-class PoolSnapshot:
-    """A pool's numbers at one moment, read without a lock: each is true, two of them may be a borrow apart.
+class _Prepared(threading.local):
+    """The connection that this thread has got ready for peewee to take."""
 
-    *max* is None where nothing limits the number; *waiting* counts the threads that were refused a connection
-    and still wait for one. The totals only grow: *borrowed*, *returned* (given up, whichever way), *timeouts*
-    (waits that came to nothing).
-    """
-
-    max: int | None
-    active: int
-    idle: int
-    waiting: int
-    borrowed: int
-    returned: int
-    timeouts: int
+    connection: Any = None
 
 
-class _Request(threading.local):
-    """What this thread's borrow in progress has met so far."""
+class InstrumentedPool(OpeningPool):
+    """A mixin to stand before one of playhouse's pooled databases in the bases.
 
-    is_waiting = False
-
-
-class CountingPool(PooledDatabase):
-    """A mixin to stand before one of playhouse's pooled databases in the bases; it changes numbers only.
-
-    *borrowed* and *returned* change under playhouse's lock, so that they agree with what is in use. *waiting*
-    and *timeouts* have a lock of their own, held for one addition: a thread that gives up must not wait for
-    another one that dials a dead server with playhouse's lock in its hand.
+    A borrow waits its turn, up to playhouse's *timeout*. *alarm* is set when one has waited for a second, and
+    when one has waited in vain; *observer* hears how long each thing took.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._waits_lock = threading.Lock()
-        self._request = _Request()
-        self._waiting = 0
-        self._timeouts = 0
-        self._borrowed = 0
-        self._returned = 0
         super().__init__(*args, **kwargs)
+        _pools.add(self)
+
+    def _begin_anew(self) -> None:
+        super()._begin_anew()
+        self.alarm = threading.Event()
+        self._prepared = _Prepared()
+        self._lent: dict[int, Borrow] = {}
+        self._pending = 0
+
+    # Borrowing
 
     def connect(self, reuse_if_open: bool = False) -> bool:
         """Borrow a connection for this thread, waiting for one up to the pool's timeout.
 
-        Raises playhouse's ``MaxConnectionsExceeded``, with the numbers in its message, when none came free.
+        Raises ``PoolTimeout`` when none came free, ``ConnectPostponed`` without dialling a server that has just
+        failed, and otherwise what the driver says, in peewee's classes. After an error nothing is held.
         """
-        if not self.is_closed():
-            return bool(super().connect(reuse_if_open))
-        self._request.is_waiting = False
+        if self.deferred or not self.is_closed():
+            # Needs no connection: peewee says what is wrong, or that this thread has one.
+            return private.hand_over(self, reuse_if_open)
+        borrow = self._borrow()
+        self._prepared.connection = borrow.link.connection
         try:
-            return bool(super().connect(reuse_if_open))
-        except MaxConnectionsExceeded as exc:
-            with self._waits_lock:
-                self._timeouts += 1
-            raise MaxConnectionsExceeded(self._exhausted()) from exc
-        finally:
-            if self._request.is_waiting:
-                with self._waits_lock:
-                    self._waiting -= 1
+            return private.hand_over(self)
+        except BaseException:
+            private.forget_connection(self)
+            private.hang_up(self, borrow.link.connection)
+            self._end(borrow, "bad return")
+            raise
 
     def _connect(self) -> Any:
-        with self._pool_lock:
-            try:
-                connection = super()._connect()
-            except MaxConnectionsExceeded:
-                # playhouse asks again every second: only the first refusal of a request makes it a waiter.
-                if not self._request.is_waiting:
-                    self._request.is_waiting = True
-                    with self._waits_lock:
-                        self._waiting += 1
-                raise
-            self._borrowed += 1
-            return connection
+        connection, self._prepared.connection = self._prepared.connection, None
+        return connection
 
-    def _close(self, conn: Any, close_conn: bool = False) -> None:
-        super()._close(conn, close_conn)
-        self._count_returned()
+    def _borrow(self) -> Borrow:
+        """Lend this thread a connection that lives, when it is its turn."""
+        asked_s = time.monotonic()
+        with self._slots.lock:
+            self._counters.requests += 1
+            self._pending += 1
+            waiter = self._slots.take(private.limit_of(self))
+            self._counters.queued += waiter is not None
+        try:
+            if waiter is not None:
+                self._wait(waiter)
+            link = self._open_link()
+        except BaseException:
+            with self._slots.lock:
+                self._pending -= 1
+            raise
+        return self._lend(link, asked_s)
+
+    def _wait(self, waiter: Waiter) -> None:
+        timeout_s = private.timeout_of(self)
+        if self._slots.wait(waiter, timeout_s, self.alarm.set):
+            return
+        with self._slots.lock:
+            self._counters.timeouts += 1
+        self.alarm.set()
+        if self.observer is not None:
+            tell(self.observer.timeout)
+        now_s = time.monotonic()
+        holders = [f"{borrow} {now_s - borrow.since_s:.1f} s" for borrow in self.borrows()]
+        raise PoolTimeout(self.snapshot(), holders, timeout_s=timeout_s)
+
+    def _lend(self, link: Link, asked_s: float) -> Borrow:
+        now_s = time.monotonic()
+        key = id(link.connection)
+        borrow = Borrow(threading.current_thread(), ENDPOINT.get(), current_correlation_id(), now_s, key, link)
+        with self._slots.lock:
+            self._pending -= 1
+            self._lent[key] = borrow
+            counters = self._counters
+            counters.borrowed += 1
+            counters.wait.record(now_s - asked_s)
+            if len(self._lent) > counters.peak:
+                counters.peak = len(self._lent)
+        if self.observer is not None:
+            tell(self.observer.wait_s, now_s - asked_s)
+        return borrow
+
+    # Returning
+
+    def close(self) -> bool:
+        """Return this thread's connection, rolled back if a transaction is open on it; False when it had none.
+
+        Raises peewee's ``OperationalError`` inside ``atomic()``, and then keeps the connection.
+        """
+        if not (self.deferred or self.is_closed() or self.in_transaction()):
+            borrow = self._lent.get(id(self.connection()))
+            if borrow is not None:
+                self._judge(borrow.link)
+        return bool(super().close())
+
+    def _judge(self, link: Link) -> None:
+        """Roll *link* back where it needs it, and close it where it may not be lent again."""
+        # Kept when the rollback is broken off.
+        link.verdict = "bad return"
+        try:
+            if self._can_reuse(link.connection):
+                link.verdict = "stale" if time.monotonic() >= link.expires_s else None
+            elif is_lost(link.connection):
+                link.verdict = "lost"
+        finally:
+            if link.verdict is not None:
+                private.hang_up(self, link.connection)
 
     def manual_close(self) -> bool:
-        """Close this thread's connection for good, instead of returning it; False when it had none."""
-        try:
-            return super().manual_close() is not False
-        finally:
-            self._count_returned()
+        """Close this thread's connection for good, instead of returning it; False when it had none.
+
+        Raises peewee's ``OperationalError`` inside ``atomic()``, and then keeps the connection, which counts on.
+        """
+        if not (self.deferred or self.is_closed() or self.in_transaction()):
+            borrow = self._lent.get(id(self.connection()))
+            if borrow is not None:
+                borrow.link.verdict = "manual"
+                private.hang_up(self, self.connection())
+        return bool(super().close())
+
+    def _close(self, conn: Any, close_conn: bool = False) -> None:
+        borrow = self._lent.get(id(conn))
+        # Without one, close_stale or close_all have taken it away.
+        if borrow is not None:
+            self._end(borrow, "manual" if close_conn else borrow.link.verdict)
+
+    def _end(self, borrow: Borrow, reason: CloseReason | None) -> None:
+        """End a borrow: its connection is idle, unless closed for a *reason*; its slot goes to the next in line."""
+        now_s, expired = time.monotonic(), None
+        with self._slots.lock:
+            if not self._unlend(borrow, now_s, reason):
+                return
+            if reason is None:
+                borrow.link.returned_s = now_s
+                self._idle.append(borrow.link)
+                # The one returned longest ago: in quiet hours nobody gets to it.
+                if self._idle[0].expires_s <= now_s:
+                    expired = self._idle.popleft()
+            self._slots.give()
+        if expired is not None:
+            self._discard(expired, "stale")
+        if self.observer is not None:
+            tell(self.observer.use_s, now_s - borrow.since_s)
+
+    def _unlend(self, borrow: Borrow, now_s: float, reason: CloseReason | None) -> bool:
+        """Take the connection from its holder, but not the slot yet; False when somebody has done so before."""
+        if self._lent.get(borrow.key) is not borrow:
+            return False
+        del self._lent[borrow.key]
+        counters = self._counters
+        counters.returned += 1
+        counters.use.record(now_s - borrow.since_s)
+        if reason is not None:
+            counters.closed[reason] += 1
+        return True
+
+    # Closing what others have
+
+    def reclaim(self, borrow: Borrow) -> bool:
+        """Close the connection of *borrow* if the thread that held it is dead, and free its slot.
+
+        False when the thread lives, for its connection is never closed, or when it is a borrow no more.
+        """
+        return not borrow.thread.is_alive() and self._take_away(borrow, "orphan")
+
+    def close_idle(self) -> None:
+        """Close the connections that nobody uses."""
+        while (link := self._pop_idle()) is not None:
+            self._discard(link, "manual")
 
     def close_stale(self, age: float = 600) -> int:
-        """Close connections borrowed more than *age* seconds ago, also those in use; return how many."""
-        closed = super().close_stale(age)
-        self._count_returned()
-        return int(closed)
+        """Close connections borrowed more than *age* seconds ago, though they are in use; return how many."""
+        before_s = time.monotonic() - age
+        return sum(self._take_away(borrow, "stale") for borrow in self.borrows() if borrow.since_s < before_s)
 
     def close_all(self) -> None:
         """Close every connection, also those in use by other threads."""
-        super().close_all()
-        self._count_returned()
+        self.close()
+        self.close_idle()
+        for borrow in self.borrows():
+            self._take_away(borrow, "manual")
+
+    def _take_away(self, borrow: Borrow, reason: CloseReason) -> bool:
+        now_s = time.monotonic()
+        with self._slots.lock:
+            if not self._unlend(borrow, now_s, reason):
+                return False
+        private.hang_up(self, borrow.link.connection)
+        with self._slots.lock:
+            self._slots.give()
+        if self.observer is not None:
+            tell(self.observer.use_s, now_s - borrow.since_s)
+        return True
 
     def dispose(self) -> None:
-        """Forget every connection without closing it, and every number: for a forked child's first step.
+        """Forget every connection without closing it, and every number; who waits is served.
 
-        The connections stay the parent's.
+        After a fork the child does this, and more, by itself: the connections are the parent's.
         """
         super().dispose()
-        with self._pool_lock, self._waits_lock:
-            self._waiting = self._timeouts = self._borrowed = self._returned = 0
+        with self._slots.lock:
+            self._idle.clear()
+            freed, self._lent = len(self._lent), {}
+            self._counters = Counters()
+            for _ in range(freed):
+                self._slots.give()
 
-    def _count_returned(self) -> None:
-        # Derived: playhouse lets go of connections in five places. Exact: all five hold this lock.
-        with self._pool_lock:
-            self._returned = self._borrowed - len(self._in_use)
+    def after_fork_in_child(self) -> None:
+        """Leave the parent its connections, and begin with new locks, no connections and no numbers.
 
-    def _exhausted(self) -> str:
-        now = self.snapshot()
-        return (
-            f"no connection came free within {self._wait_timeout or 0:g} s: {now.active} of {now.max} in use, "
-            f"{now.idle} idle, {now.waiting} waiting"
-        )
+        Python calls it in each forked child.
+        """
+        if isinstance(self, peewee.SqliteDatabase):
+            # Not even to be closed here: https://sqlite.org/howtocorrupt.html, 2.6.
+            _inherited.append((self._idle, self._lent))
+        private.renew_locks(self)
+        private.forget_connection(self)
+        self._begin_anew()
 
-    def snapshot(self) -> PoolSnapshot:
-        """Return the numbers of this moment; takes no lock, borrows nothing, costs some microseconds."""
+    # Looking
+
+    def borrows(self) -> list[Borrow]:
+        """Return the connections in use, oldest first; takes no lock."""
+        return sorted(self._lent.copy().values(), key=lambda borrow: borrow.since_s)
+
+    def snapshot(self, *, sample: bool = False) -> PoolSnapshot:
+        """Return the numbers of this moment; takes no lock, borrows nothing, costs some microseconds.
+
+        *sample* also begins a new interval for *peak*.
+        """
+        counters, limit = self._counters, private.limit_of(self)
+        active, idle, peak = len(self._lent), len(self._idle), counters.peak
+        if sample:
+            counters.peak = active
         return PoolSnapshot(
-            max=self._max_connections or None,
-            active=len(self._in_use),
-            idle=len(self._connections),
-            waiting=self._waiting,
-            borrowed=self._borrowed,
-            returned=self._returned,
-            timeouts=self._timeouts,
+            name=_name_of(self),
+            pid=os.getpid(),
+            max=None if math.isinf(limit) else int(limit),
+            active=active,
+            idle=idle,
+            total=active + idle,
+            waiting=self._slots.waiting,
+            pending=self._pending,
+            oldest_wait_s=self._slots.oldest_wait_s(time.monotonic()),
+            peak=max(peak, active),
+            **counters.picture(),
         )
+
+
+_pools: weakref.WeakSet[InstrumentedPool] = weakref.WeakSet()
+_inherited: list[Any] = []
+
+
+def _begin_anew_in_child() -> None:
+    for pool in list(_pools):
+        pool.after_fork_in_child()
+
+
+os.register_at_fork(after_in_child=_begin_anew_in_child)
+
+
+def _name_of(database: peewee.Database) -> str:
+    if isinstance(database, peewee.SqliteDatabase):
+        return str(database.database)
+    params = database.connect_params
+    port = params.get("port", 5432 if isinstance(database, peewee.PostgresqlDatabase) else 3306)
+    return f"{params.get('host') or params.get('unix_socket') or 'localhost'}:{port}/{database.database}"
 
 
 def snapshot_of(database: Any) -> PoolSnapshot:
     """Return the numbers of *database*'s pool, through a ``DatabaseProxy`` too.
 
-    A database without a counting pool has no limit and no counters, and only this thread's connection is seen.
+    A database without an instrumented pool has no limit and no counters, and only this thread's connection is seen.
     """
     database = unwrap(database)
-    if isinstance(database, CountingPool):
+    if isinstance(database, InstrumentedPool):
         return database.snapshot()
-    is_open = not database.is_closed()
-    return PoolSnapshot(max=None, active=int(is_open), idle=0, waiting=0, borrowed=0, returned=0, timeouts=0)
+    active = int(not database.is_closed())
+    return PoolSnapshot(name=_name_of(database), pid=os.getpid(), max=None, active=active, idle=0, total=active)
 
 
-def pool_limits(database: peewee.Database) -> tuple[int | None, float | None]:
+def pool_limits(database: Any) -> tuple[int | None, float | None]:
     """Return how many connections *database*'s pool may hold, and how many seconds a borrow waits for one."""
-    if not isinstance(database, CountingPool):
+    database = unwrap(database)
+    if not isinstance(database, InstrumentedPool):
         return None, None
-    return database._max_connections or None, database._wait_timeout
+    return database.snapshot().max, private.timeout_of(database)

@@ -9,6 +9,7 @@ from typing import Any
 import peewee
 import structlog
 
+from api.db.dialects.answering import is_lost
 from api.db.dialects.connecting import driver_code, underlying
 from api.db.dialects.engine import engine_of, server_version, unwrap
 
@@ -124,10 +125,30 @@ class LoggedTransaction(peewee._transaction):
             super().rollback(begin=False)
         except Exception as exc:
             TransactionLogger.log_lost_transaction(self._reason, exc)
-            raise
+            if self._reason is None or not _has_lost_its_session(self.db):
+                raise
+            # The block ends in the server's own reason, not in "connection already closed".
+            return
         TransactionLogger.log_transaction_state(self.db, "rollback", reason=self._reason)
         if begin:
             self._begin()
+
+
+class LoggedSavepoint(peewee._savepoint):
+    """peewee's savepoint, but that a session lost within it surfaces as that, and not as a rollback that failed."""
+
+    def rollback(self, begin: bool = True) -> None:
+        """Undo what was done since the savepoint, and set it anew if *begin*."""
+        try:
+            super().rollback(begin)
+        except Exception:
+            # Without *begin* peewee is about to raise what ended the block.
+            if begin or not _has_lost_its_session(self.db):
+                raise
+
+
+def _has_lost_its_session(database: Any) -> bool:
+    return not database.is_closed() and is_lost(database.connection())
 
 
 class LoggedTransactions:
@@ -136,3 +157,7 @@ class LoggedTransactions:
     def transaction(self, *args: Any, **kwargs: Any) -> LoggedTransaction:
         """Return a transaction to enter with ``with``; ``atomic()`` uses it too."""
         return LoggedTransaction(self, *args, **kwargs)
+
+    def savepoint(self) -> LoggedSavepoint:
+        """Return a savepoint to enter with ``with``; a nested ``atomic()`` uses it too."""
+        return LoggedSavepoint(self)
