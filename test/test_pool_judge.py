@@ -84,6 +84,12 @@ def test_the_reason_says_where_to_look(numbers: dict[str, Any], health: str, rea
     assert (found.health, found.reason) == (health, reason)
 
 
+def test_slots_that_are_taken_by_connects_are_no_full_pool() -> None:
+    """It was full, then its connections were lost, and now all wait for the server: that is what is slow."""
+    now = used(2, waiting=10, pending=28, oldest_wait_s=3.0)
+    assert grade(replace(now, peak=20), Rules(warning=1, critical=1)).reason is Reason.SLOW
+
+
 @pytest.mark.parametrize(
     ("active", "waiting", "health"), [(1, 0, "fine"), (2, 0, "fine"), (2, 1, "warning"), (2, 2, "critical")]
 )
@@ -279,13 +285,16 @@ def test_the_next_borrow_of_the_same_connection_is_another_one() -> None:
 
 def test_a_dead_thread_s_borrow_is_an_orphan_at_once() -> None:
     """It is no leak that may come back, whatever was said of it before."""
-    thread = threading.Thread(target=int)
+    leave = threading.Event()
+    thread = threading.Thread(target=leave.wait)
     thread.start()
-    thread.join()
     watch, held = LeakWatch(60), borrow(thread=thread)
-    found = watch.look([held], 61)
+    assert watch.look([held], 61).leaks == [held]
+    leave.set()
+    thread.join()
+    found = watch.look([held], 66)
     assert (found.orphans, found.leaks) == ([held], [])
-    assert watch.look([], 66).back == []
+    assert watch.look([], 71).back == []
 
 
 def test_the_stack_is_where_the_holder_is_now() -> None:
@@ -305,4 +314,5 @@ def test_the_stack_is_where_the_holder_is_now() -> None:
         leave.set()
         thread.join()
     assert any("test_pool_judge.py" in place and place.endswith("hold_on") for place in stack)
+    assert stack[-1].endswith("Condition.wait")
     assert current_stack(borrow(thread=thread)) == []

@@ -339,6 +339,33 @@ def test_a_log_that_fails_does_not_end_the_watch(backend: Any, monkeypatch: pyte
 
 
 @pytest.mark.engines("sqlite")
+def test_a_line_that_fails_does_not_keep_back_the_next(backend: Any) -> None:
+    """Two leaks found by one look: the second is tried although the first could not be written."""
+    database, tried = backend.database(), []
+
+    def fail(_: Any, __: str, line: Any) -> Any:
+        tried.append(line["event"])
+        raise OSError("the disk is full")
+
+    with held(database, 2), capture_logs():
+        structlog.configure(processors=[fail])
+        PoolDiagnostics.start_health_monitoring(database, OFTEN_S, leak_after_s=0)
+        until(lambda: tried.count("connection held for too long") == 2)
+        PoolDiagnostics.stop_health_monitoring(database)
+
+
+@pytest.mark.engines("sqlite")
+def test_an_alarm_from_before_the_watch_is_no_news(backend: Any) -> None:
+    """What rang while nobody watched says nothing about now."""
+    database = backend.database()
+    looks: list[PoolSnapshot] = []
+    database.alarm.set()
+    with watched(database, on_sample=looks.append) as lines:
+        until(lambda: len(looks) >= 3)
+    assert levels(lines) == []
+
+
+@pytest.mark.engines("sqlite")
 def test_what_listens_to_the_looks_may_fail(backend: Any) -> None:
     """An error of the metrics is said, and the watch goes on."""
     database, looks = backend.database(), []
@@ -371,26 +398,29 @@ def test_a_system_without_threads_refuses_no_request(backend: Any) -> None:
 
 
 SCRIPT = """
-import sys, threading
+import sys, time
 from api.db.connection import PoolDiagnostics, open_database
 from api.logs import configure_logging
 configure_logging("DEBUG")
 database = open_database(sys.argv[1], pool_max=1)
-PoolDiagnostics.start_health_monitoring(database, 0.01, leak_after_s=0)
-print("watching", flush=True)
+def look_slowly(_):
+    print("begin", flush=True)
+    time.sleep(float(sys.argv[2]))
+    print("end", flush=True)
+PoolDiagnostics.start_health_monitoring(database, 0.01, on_sample=look_slowly)
 sys.stdin.readline()
 """
 
 
 @contextmanager
-def watching_process(url: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a process that watches a pool on *url* until its standard input ends."""
+def watching_process(url: str, look_s: float = 0.0) -> Iterator[subprocess.Popen[str]]:
+    """Run a process that watches a pool on *url* until its standard input ends, *look_s* a look."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", SCRIPT, url], cwd=ROOT, text=True, **pipes) as process:  # type: ignore[call-overload]
+    with subprocess.Popen([sys.executable, "-c", SCRIPT, url, str(look_s)], cwd=ROOT, text=True, **pipes) as process:  # type: ignore[call-overload]
         guard = threading.Timer(PATIENCE_S, process.kill)
         guard.start()
         try:
-            assert process.stdout.readline() == "watching\n"
+            assert process.stdout.readline() == "begin\n"
             yield process
         finally:
             guard.cancel()
@@ -411,10 +441,12 @@ def test_the_watch_says_when_it_was_kept_from_looking(backend: Any) -> None:
 
 @pytest.mark.engines("sqlite")
 def test_the_watch_ends_with_the_process(backend: Any) -> None:
-    """An ordinary end, and nothing on standard error."""
-    with watching_process(backend.url) as process:
-        _, errors = process.communicate("\n")
-    assert (process.returncode, errors) == (0, "")
+    """An ordinary end, no complaint of the interpreter, and no look broken off in the middle."""
+    with watching_process(backend.url, look_s=0.1) as process:
+        output, errors = process.communicate("\n")
+    assert process.returncode == 0
+    assert not {"Traceback", "Fatal"} & set(errors.replace(":", " ").split())
+    assert output.count("end") == output.count("begin") + 1
 
 
 @pytest.mark.engines("postgres", "mariadb")

@@ -135,8 +135,8 @@ def orphan_line(borrow: Borrow, now: PoolSnapshot, now_s: float) -> Line:
 def late_line(late_s: float, now: PoolSnapshot) -> Line:
     """Return the line of a watch that slept longer than it meant to."""
     look_at = (
-        "the process was stopped or got no CPU, or one call held Python's lock: waits and timeouts of this time may "
-        "come from there"
+        "the process was stopped or got no CPU, one call held Python's lock, or a log handler took this long: waits "
+        "and timeouts of this time may come from there"
     )
     return Line("warning", "pool watch woke late", {"late_s": round(late_s, 1), **figures(now), "look_at": look_at})
 

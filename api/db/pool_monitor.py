@@ -152,7 +152,8 @@ class PoolMonitor:
             del database
             if is_alarmed and self._stopped.wait(min(ALARM_PAUSE_S, interval_s)):
                 return
-            due_s = time.monotonic() + interval_s if now_s >= due_s else max(due_s, time.monotonic())
+            # From the look's beginning: a log handler that blocks makes the next one late, and that is said.
+            due_s = now_s + interval_s if now_s >= due_s else max(due_s, time.monotonic())
 
     def _watch(self, database: peewee.Database, now_s: float, late_s: float, *, is_alarmed: bool) -> None:
         """Look, and log what was seen. A log may fail in any way; a watch that died would look like health."""
