@@ -50,6 +50,8 @@ def boot(settings: Settings) -> None:
             pool_max=settings.db_pool_max,
             pool_timeout_s=settings.db_pool_timeout_s,
             connect_timeout_s=settings.db_connect_timeout_s,
+            validate_after_s=settings.pool_validate_after_s,
+            max_lifetime_s=settings.pool_max_lifetime_s,
         )
     )
     bind_encryption_keys(settings.encryption_keys)

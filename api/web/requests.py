@@ -26,6 +26,7 @@ def surround_requests(app: Flask, settings: Settings) -> None:
             settings.pool_check_interval_s,
             warning=settings.pool_warning_threshold,
             critical=settings.pool_critical_threshold,
+            leak_after_s=settings.pool_leak_after_s,
         )
 
     def borrow() -> None:
