@@ -148,6 +148,14 @@ def test_a_sane_id_is_kept(candidate: str) -> None:
     assert bind_correlation_id(candidate) == candidate == current_correlation_id()
 
 
+def test_the_id_is_the_one_that_lines_have() -> None:
+    """It is structlog's: what is bound or unbound there is seen here."""
+    structlog.contextvars.bind_contextvars(correlation_id="bound elsewhere")
+    assert current_correlation_id() == "bound elsewhere"
+    structlog.contextvars.unbind_contextvars("correlation_id")
+    assert current_correlation_id() is None
+
+
 @pytest.mark.parametrize("candidate", [None, "", "x" * 129, "a b", "a\nb", "a\n", "é", "<script>"])
 def test_an_insane_id_is_replaced(candidate: str | None) -> None:
     """What could break a line, or grow the log, is not taken over."""
