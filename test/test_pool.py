@@ -209,25 +209,6 @@ class TestNumbers:
             finally:
                 release.set()
 
-    def test_an_observer_hears_everything_and_breaks_nothing(self, backend: Any) -> None:
-        """Wait, use, create and timeout; what it raises reaches nobody."""
-        heard: list[str] = []
-
-        class Listening:
-            def __getattr__(self, name: str) -> Any:
-                def hear(*_: float) -> None:
-                    heard.append(name)
-                    raise RuntimeError("the listener is broken")
-
-                return hear
-
-        database = backend.database(pool_max=1, pool_timeout_s=0.01)
-        database.observer = Listening()
-        with held(database, 1), pytest.raises(PoolTimeout):
-            database.connect()
-        assert heard == ["create_s", "wait_s", "timeout", "use_s"]
-        assert adds_up(database)
-
     def test_a_database_without_a_pool_has_no_limit(self) -> None:
         """Of a plain peewee database only this thread's connection is known, and that is said by None and nought."""
         database = peewee.SqliteDatabase(":memory:")

@@ -24,6 +24,7 @@ from pymysql.connections import Connection as PyMySQLConnection
 from api.db.dialects.answering import is_lost, mysql_is_clean, mysql_runs, postgres_is_clean, postgres_runs
 from api.db.dialects.connecting import ConnectFailure, MySQLServer, SqliteFile, connect_failure
 from api.db.dialects.engine import engine_of, unwrap
+from api.db.dialects.green import wait_greenly
 from api.db.pool import InstrumentedPool, pool_limits
 from api.db.pool_gate import ConnectPostponed
 from api.db.pool_health import PoolDiagnostics
@@ -153,6 +154,7 @@ def open_database(
     params = {"connect_timeout": connect_timeout_s} | params
     if scheme == "mysql":
         return MySQLPool(name, **pool, **_mysql_params(params))
+    wait_greenly()
     return PostgresPool(name, **pool, **_postgres_params(params))
 
 

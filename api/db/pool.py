@@ -22,7 +22,7 @@ from api.db import pool_private as private
 from api.db.dialects.answering import is_lost
 from api.db.dialects.engine import unwrap
 from api.db.pool_numbers import ENDPOINT, Borrow, CloseReason, Counters, Link, PoolSnapshot, PoolTimeout
-from api.db.pool_opening import OpeningPool, tell
+from api.db.pool_opening import OpeningPool
 from api.db.pool_queue import Waiter
 from api.logs import current_correlation_id
 
@@ -37,7 +37,7 @@ class InstrumentedPool(OpeningPool):
     """A mixin to stand before one of playhouse's pooled databases in the bases.
 
     A borrow waits its turn, up to playhouse's *timeout*. *alarm* is set when one has waited for a second, and
-    when one has waited in vain; *observer* hears how long each thing took.
+    when one has waited in vain.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -101,8 +101,6 @@ class InstrumentedPool(OpeningPool):
         with self._slots.lock:
             self._counters.timeouts += 1
         self.alarm.set()
-        if self.observer is not None:
-            tell(self.observer.timeout)
         now_s = time.monotonic()
         holders = [f"{borrow} {now_s - borrow.since_s:.1f} s" for borrow in self.borrows()]
         raise PoolTimeout(self.snapshot(), holders, timeout_s=timeout_s)
@@ -119,8 +117,6 @@ class InstrumentedPool(OpeningPool):
             counters.wait.record(now_s - asked_s)
             if len(self._lent) > counters.peak:
                 counters.peak = len(self._lent)
-        if self.observer is not None:
-            tell(self.observer.wait_s, now_s - asked_s)
         return borrow
 
     # Returning
@@ -182,8 +178,6 @@ class InstrumentedPool(OpeningPool):
             self._slots.give()
         if expired is not None:
             self._discard(expired, "stale")
-        if self.observer is not None:
-            tell(self.observer.use_s, now_s - borrow.since_s)
 
     def _unlend(self, borrow: Borrow, now_s: float, reason: CloseReason | None) -> bool:
         """Take the connection from its holder, but not the slot yet; False when somebody has done so before."""
@@ -204,7 +198,7 @@ class InstrumentedPool(OpeningPool):
 
         False when the thread lives, for its connection is never closed, or when it is a borrow no more.
         """
-        return not borrow.thread.is_alive() and self._take_away(borrow, "orphan")
+        return borrow.is_orphan and self._take_away(borrow, "orphan")
 
     def close_idle(self) -> None:
         """Close the connections that nobody uses."""
@@ -231,8 +225,6 @@ class InstrumentedPool(OpeningPool):
         private.hang_up(self, borrow.link.connection)
         with self._slots.lock:
             self._slots.give()
-        if self.observer is not None:
-            tell(self.observer.use_s, now_s - borrow.since_s)
         return True
 
     def dispose(self) -> None:

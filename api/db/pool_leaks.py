@@ -36,7 +36,7 @@ class LeakWatch:
         in_use = {(borrow.key, borrow.since_s): borrow for borrow in borrows}
         found = Leaks()
         for name, borrow in in_use.items():
-            if not borrow.thread.is_alive():
+            if borrow.is_orphan:
                 found.orphans.append(borrow)
                 self._said.pop(name, None)
             elif name not in self._said and now_s - borrow.since_s >= self._after_s:

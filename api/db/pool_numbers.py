@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from playhouse.pool import MaxConnectionsExceeded
 
@@ -20,22 +20,6 @@ HOLDERS_NAMED = 3
 
 # What this thread works on at the moment; whoever knows sets it, a borrow keeps it.
 ENDPOINT: ContextVar[str | None] = ContextVar("endpoint", default=None)
-
-
-class PoolObserver(Protocol):
-    """What may listen to a pool, for metrics; called without a lock, and what it raises is dropped."""
-
-    def wait_s(self, seconds: float) -> None:
-        """Hear how long a borrow took, from the question to the connection."""
-
-    def use_s(self, seconds: float) -> None:
-        """Hear how long a connection was in use."""
-
-    def create_s(self, seconds: float) -> None:
-        """Hear how long a connect took."""
-
-    def timeout(self) -> None:
-        """Hear that a borrow waited in vain."""
 
 
 @dataclass(slots=True, eq=False)
@@ -62,6 +46,11 @@ class Borrow:
     since_s: float
     key: int
     link: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def is_orphan(self) -> bool:
+        """Whether the thread that holds it is dead; a green one never says so, but is listed while it lives."""
+        return not self.thread.is_alive() or self.thread not in threading.enumerate()
 
     def __str__(self) -> str:
         """Return who holds it, without the age: ``tasks.create req-7 (Thread-3)``."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import random
 import time
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import peewee
@@ -14,8 +12,9 @@ from playhouse.pool import PooledDatabase
 
 from api.db import pool_private as private
 from api.db.dialects.answering import listener, no_answer
+from api.db.dialects.green import refuse_late_patch
 from api.db.pool_gate import Gate
-from api.db.pool_numbers import CloseReason, Counters, Link, PoolObserver
+from api.db.pool_numbers import CloseReason, Counters, Link
 from api.db.pool_queue import Slots
 from api.logs import one_line
 
@@ -31,8 +30,6 @@ class OpeningPool(PooledDatabase):
     ``stale_timeout`` is the age a connection may reach, less up to a tenth, so that what was opened together is
     not replaced together.
     """
-
-    observer: PoolObserver | None = None
 
     def __init__(self, *args: Any, validate_after_s: float = 0.5, **kwargs: Any) -> None:
         self._validate_after_s = validate_after_s
@@ -88,6 +85,7 @@ class OpeningPool(PooledDatabase):
         return not is_closed
 
     def _dial(self) -> Link:
+        refuse_late_patch()
         began_s = time.monotonic()
         self._pass_the_gate(began_s)
         try:
@@ -105,8 +103,6 @@ class OpeningPool(PooledDatabase):
             self._counters.created += 1
             self._counters.create.record(now_s - began_s)
             self._gate.succeeded()
-        if self.observer is not None:
-            tell(self.observer.create_s, now_s - began_s)
         lifetime_s = private.lifetime_of(self) * random.uniform(1 - LIFETIME_JITTER, 1)
         return Link(connection, now_s + lifetime_s, listener(connection))
 
@@ -129,10 +125,3 @@ class OpeningPool(PooledDatabase):
         private.hang_up(self, link.connection)
         with self._slots.lock:
             self._counters.closed[reason] += 1
-
-
-def tell(hear: Callable[..., None], *values: float) -> None:
-    """Let an observer *hear* something; what it raises is dropped."""
-    # Whoever listens must not break a borrow, and the pool never logs.
-    with suppress(Exception):
-        hear(*values)
