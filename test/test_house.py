@@ -33,6 +33,8 @@ EMPTY_NAMES = {"common", "helper", "helpers", "manager", "managers", "misc", "ut
 # Imports every module named on its command line, and prints what an import may not do.
 WATCHED_IMPORTS = """
 import importlib, os, sys, threading
+# Copies the whole environment at its import, for prometheus_client.
+import wsgiref.handlers
 module = None
 
 class Watched(dict):

@@ -17,6 +17,9 @@ from werkzeug.exceptions import HTTPException
 
 from api.db.dialects.engine import Engine
 from api.db.dialects.errors import classify
+from api.db.pool_gate import ConnectPostponed
+from api.db.pool_lines import figures
+from api.db.pool_numbers import PoolTimeout
 from api.exceptions import AADAPError, DatabaseUnavailableError, ErrorSeverity, ExecutionError
 from api.logs import current_correlation_id, redact
 from api.settings import Settings
@@ -58,11 +61,15 @@ def answer_errors_as_json(app: Flask, settings: Settings) -> None:
         shown = {} if is_open else {"message": "the database cannot be reached", "hint": "try again later"}
         return _respond(_typed_body(error) | shown, 503)
 
+    def postponed(error: ConnectPostponed) -> Response:
+        return unavailable(DatabaseUnavailableError(str(error)))
+
     app.register_error_handler(Exception, unexpected)
     app.register_error_handler(AADAPError, _typed)
     app.register_error_handler(DatabaseUnavailableError, unavailable)
     app.register_error_handler(HTTPException, _http)
     app.register_error_handler(MaxConnectionsExceeded, _exhausted)
+    app.register_error_handler(ConnectPostponed, postponed)
     app.register_error_handler(peewee.OperationalError, from_the_driver)
     app.register_error_handler(peewee.InterfaceError, from_the_driver)
     app.register_error_handler(peewee.DoesNotExist, _missing)
@@ -95,7 +102,9 @@ def _http(error: HTTPException) -> Response:
 
 
 def _exhausted(error: MaxConnectionsExceeded) -> Response:
-    log.error("no connection came free", error=str(error))
+    # A ValueError of peewee's with no number in it, unless the pool is ours.
+    known = figures(error.snapshot) | {"holders": error.holders} if isinstance(error, PoolTimeout) else {}
+    log.error("no connection came free", error=str(error), **known)
     hint = "try again; if it stays, raise DB_POOL_MAX or find what holds the connections"
     return _respond(_body("POOL_EXHAUSTED", "every database connection is in use", ErrorSeverity.HIGH, hint), 503)
 

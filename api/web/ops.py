@@ -1,6 +1,6 @@
-"""What a load balancer asks: ``/healthz``, does the process live; ``/readyz``, may it be sent traffic.
+"""What operators' machines ask: ``/healthz``, does the process live; ``/readyz``, may it be sent traffic; ``/metrics``.
 
-Neither borrows from the pool: both must answer when every connection is in use, and when the database is gone.
+None borrows from the pool: they must answer when every connection is in use, and when the database is gone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
-from flask import Blueprint
+from flask import Blueprint, Response, request
 
 from api.db.connection import open_database
 from api.db.dialects.connecting import driver_code
@@ -19,6 +19,7 @@ from api.db.migrations import pending_and_interrupted
 from api.exceptions import MigrationFileError
 from api.settings import Settings
 from api.web.inputs import Answer
+from api.web.metrics import render
 
 log = structlog.get_logger(__name__)
 
@@ -51,11 +52,8 @@ class Readiness:
 
     def __init__(self, settings: Settings) -> None:
         self._directory = settings.migration_directory
-        self._database: Any = open_database(
-            settings.database_url.get_secret_value(),
-            pool_max=1,
-            connect_timeout_s=settings.db_connect_timeout_s,
-        )
+        self._url = settings.database_url.get_secret_value()
+        self._connect_timeout_s = settings.db_connect_timeout_s
         self._probing = threading.Lock()
         self._verdict: Verdict | None = None
         self._renewed_at = 0.0
@@ -82,16 +80,18 @@ class Readiness:
         self._verdict, self._renewed_at = verdict, time.monotonic()
 
     def _probe(self) -> Verdict:
+        # Anew for each probe: after a failed connect a pool does not dial at once.
+        database = open_database(self._url, pool_max=1, connect_timeout_s=self._connect_timeout_s)
         try:
-            self._database.connect()
-            pending, interrupted = pending_and_interrupted(self._directory, self._database)
+            database.connect()
+            pending, interrupted = pending_and_interrupted(self._directory, database)
         except MigrationFileError as exc:
             return Verdict("the migrations cannot be read", {"code": exc.error_code})
         except Exception as exc:  # noqa: BLE001 - whatever went wrong, the answer is "not ready" and why
             log.debug("readiness probe failed", error=str(exc))
             return Verdict(UNREACHABLE, {"code": _code(exc)})
         finally:
-            self._database.manual_close()
+            database.manual_close()
         if interrupted:
             return Verdict("an interrupted migration waits for `up` or `recover`", {"pending": pending})
         return Verdict("pending migrations", {"pending": pending}) if pending else Verdict()
@@ -104,7 +104,7 @@ def _code(exc: Exception) -> str:
 
 
 def health_endpoints(settings: Settings) -> Blueprint:
-    """Return the blueprint ``ops``: ``/healthz`` and ``/readyz``; nothing connects before somebody asks."""
+    """Return the blueprint ``ops``: ``/healthz``, ``/readyz``, ``/metrics``; nothing connects before somebody asks."""
     ops = Blueprint("ops", __name__)
     readiness = Readiness(settings)
 
@@ -116,5 +116,10 @@ def health_endpoints(settings: Settings) -> Blueprint:
     def readyz() -> Answer:
         verdict = readiness.verdict()
         return verdict.as_dict(), 200 if verdict.reason is None else 503, {"Cache-Control": "no-store"}
+
+    @ops.get("/metrics")
+    def metrics() -> Response:
+        text, content_type = render(request.headers.get("Accept", ""))
+        return Response(text, content_type=content_type)
 
     return ops
