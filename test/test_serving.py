@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
-import threading
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
+from serving import GIVE_UP_AFTER_S, GUNICORN, LISTENING, environment, serving
 
 from api.db.migrations import MigrationTracker
 from api.settings import ROOT
@@ -26,68 +20,7 @@ if TYPE_CHECKING:
     from conftest import Backend
 
 FLASK = (sys.executable, "-m", "flask", "--app", "api")
-GUNICORN = (sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0", "--workers", "2", "--no-control-socket")
-GIVE_UP_AFTER_S = 60
 SECRET = "hunter2"
-
-
-@dataclass
-class Server:
-    """A server process and what it has logged so far."""
-
-    process: subprocess.Popen[str]
-    address: str = ""
-    log: list[str] = field(default_factory=list)
-
-    def read_until(self, pattern: str, times: int = 1) -> re.Match[str]:
-        """Read the log on until *pattern* stood in it *times* times, and return the last match."""
-        assert self.process.stderr
-        for line in self.process.stderr:
-            self.log.append(line)
-            found = list(re.finditer(pattern, "".join(self.log)))
-            if len(found) >= times:
-                return found[-1]
-        raise AssertionError(f"the server ended without {pattern!r}:\n{''.join(self.log)}")
-
-    def ask(self, path: str) -> tuple[int, Any]:
-        """Return status and JSON of *path*."""
-        try:
-            with urllib.request.urlopen(f"http://{self.address}{path}", timeout=GIVE_UP_AFTER_S) as response:
-                return response.status, json.load(response)
-        except urllib.error.HTTPError as refused:
-            with refused:
-                return refused.code, json.load(refused)
-
-
-def environment(url: str, **settings: str) -> dict[str, str]:
-    """Return the environment of a server on *url*."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("FLASK_", "GUNICORN_"))}
-    return kept | {"DATABASE_URL": url, "LOG_FORMAT": "json"} | settings
-
-
-@contextmanager
-def serving(command: tuple[str, ...], url: str, **settings: str) -> Iterator[Server]:
-    """Run *command* from the project's root until the block ends; kill it if it hangs."""
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment(url, **settings),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
-    guard = threading.Timer(GIVE_UP_AFTER_S, process.kill)
-    guard.start()
-    server = Server(process)
-    try:
-        yield server
-    finally:
-        process.terminate()
-        assert process.stderr
-        server.log.extend(process.stderr)
-        process.stderr.close()
-        process.wait()
-        guard.cancel()
 
 
 def run(*arguments: str, url: str, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -121,7 +54,7 @@ def test_flask_run_migrates_and_serves(backend: Backend) -> None:
 def test_two_gunicorn_workers_boot_together_and_migrate_once(backend: Backend) -> None:
     """Both workers end up serving, each migration ran once, and no worker failed."""
     with serving((*GUNICORN, "api:create_app()"), backend.url) as server:
-        server.address = server.read_until(r"Listening at: http://([\d.]+:\d+)")[1]
+        server.address = server.read_until(LISTENING)[1]
         server.read_until(r'"event": "booted"', times=2)
         ready = [server.ask("/readyz") for _ in range(8)]
 
@@ -137,7 +70,7 @@ def test_two_gunicorn_workers_boot_together_and_migrate_once(backend: Backend) -
 def test_preloaded_workers_share_no_connection(backend: Backend) -> None:
     """The master migrates, then forks: what it connected is not used by two workers at once."""
     with serving((*GUNICORN, "--preload", "api:create_app()"), backend.url) as server:
-        server.address = server.read_until(r"Listening at: http://([\d.]+:\d+)")[1]
+        server.address = server.read_until(LISTENING)[1]
         server.read_until("Booting worker", times=2)
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(server.ask, ["/tasks"] * 200))
