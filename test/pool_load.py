@@ -272,7 +272,7 @@ def quarrels(database: Any, book: Book) -> list[str]:
     closed = sum(now.closed.values())
     pairs = {
         "active, pending, waiting": ((now.active, now.pending, now.waiting), (0, 0, 0)),
-        "slots taken": (database._slots._taken, 0),
+        "slots taken": (database._slots.taken, 0),
         "borrowed and returned": (now.borrowed, now.returned),
         "borrowed and timed": ((now.wait.count, now.use.count), (now.borrowed, now.borrowed)),
         "created, and closed or idle": (now.created, closed + now.idle),

@@ -173,6 +173,10 @@ class PrivateServer(Server, ABC):
     def pause(self) -> None:
         """Freeze the server and every process of it: connections stay open and nothing answers."""
         self._signal(signal.SIGSTOP)
+        # A signal is on its way until each has been scheduled.
+        while any(_state(pid) not in "tTZX" for pid in self._family()):
+            self._signal(signal.SIGSTOP)
+            time.sleep(0.001)
 
     def resume(self) -> None:
         """Let a paused server go on."""
@@ -448,6 +452,14 @@ def _program(name: str) -> str:
     if path is None:
         raise ServerError(f"{name} is not installed: bash .ci/setup --servers")
     return path
+
+
+def _state(pid: int) -> str:
+    """Return the letter that the kernel has for a process's state: ``T`` is stopped, ``Z`` and ``X`` are dead."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
 
 
 def _free_port() -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import ssl
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -16,6 +18,7 @@ import peewee
 import pytest
 from borrowing import at_the_first, held
 from playhouse.pool import MaxConnectionsExceeded
+from psycopg2.extensions import libpq_version
 from sessions import SERVERS, end_session, session_number
 from structlog.testing import capture_logs
 
@@ -28,6 +31,7 @@ from api.db.connection import (
     log_connection_config,
     open_database,
 )
+from api.db.dialects.answering import libpq, refuse_another
 from api.exceptions import ConfigurationError, DatabaseUnavailableError
 
 ACCOUNTS = count(1)
@@ -123,6 +127,28 @@ class TestOpening:
         assert caught.value.hint
         assert "SEC" not in str(caught.value.as_dict())
         assert "RET" not in str(caught.value.as_dict())
+
+    @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), 1e12])
+    @pytest.mark.parametrize("name", ["pool_max", "pool_timeout_s", "connect_timeout_s", "max_lifetime_s"])
+    def test_a_number_that_makes_no_pool_is_refused(self, name: str, value: Any) -> None:
+        """By its name, and not by a wait without an end or an error of the system's at the first borrow."""
+        with pytest.raises(ConfigurationError, match=f"{name} is {value}"):
+            open_database("sqlite://", **{name: value})
+
+    @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
+    def test_always_and_never_to_validate_are_numbers_too(self, value: float) -> None:
+        """Always is 0."""
+        assert open_database("sqlite://", validate_after_s=0).snapshot().total == 0
+        with pytest.raises(ConfigurationError, match=f"validate_after_s is {value}") as caught:
+            open_database("sqlite://", validate_after_s=value)
+        assert caught.value.hint == "give a number of 0 or more, and not infinite"
+
+    def test_another_libpq_than_psycopg2_s_is_refused(self) -> None:
+        """It would read psycopg2's connections as its own, and end the process."""
+        assert libpq().PQlibVersion() == libpq_version()
+        for found, text in ((90_000, "is found 90000"), (0, "is found none")):
+            with pytest.raises(ConfigurationError, match=text):
+                refuse_another(found)
 
     def test_the_url_s_own_options_win(self) -> None:
         """What the query of the URL says goes to the driver."""
@@ -268,6 +294,25 @@ class TestConnecting:
         now = database.snapshot()
         assert now.connect_errors < now.requests
         assert len(lines) <= now.connect_errors
+
+    @pytest.mark.parametrize("url", ["postgresql://127.0.0.1:1/name", "mysql://127.0.0.1:1/name"])
+    @pytest.mark.parametrize("calls", [1, 2])
+    def test_a_server_that_stays_away_keeps_nothing_of_its_callers_alive(self, url: str, calls: int) -> None:
+        """The error that is told to others has no frames, with whatever is named in them."""
+
+        class Request:
+            pass
+
+        def call() -> weakref.ref[Request]:
+            request = Request()
+            with suppress(peewee.OperationalError):
+                database.connect()
+            return weakref.ref(request)
+
+        database = open_database(url)
+        requests = [call() for _ in range(calls)]
+        gc.collect()
+        assert [request() for request in requests] == [None] * calls
 
     @SERVERS
     def test_threads_with_a_wrong_password_are_all_told_at_once(self, backend: Any) -> None:

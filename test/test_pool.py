@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import socket
 import threading
 from collections.abc import Iterator
@@ -18,7 +19,9 @@ from sessions import SERVERS, end_session, session_number
 
 from api.db.connection import SqlitePool, open_database
 from api.db.pool import pool_limits, snapshot_of
+from api.db.pool_gate import ConnectPostponed
 from api.db.pool_numbers import ENDPOINT, PoolTimeout
+from api.db.pool_queue import Place
 from api.logs import bind_correlation_id
 
 
@@ -43,7 +46,7 @@ def adds_up(database: peewee.Database) -> bool:
     assert now.borrowed == now.returned == now.wait.count == now.use.count
     assert now.created == now.create.count == now.idle + sum(now.closed.values())
     assert now.requests >= now.borrowed + now.timeouts
-    assert database._slots._taken == 0
+    assert database._slots.taken == 0
     return True
 
 
@@ -161,6 +164,47 @@ class TestNumbers:
         assert "refused" in str(now.last_connect_error)
         assert adds_up(database)
 
+    def test_each_request_ends_in_one_way(self, backend: Any) -> None:
+        """Borrowed, timed out, refused by the server or not dialled at all: together all that asked."""
+        database = open_database("postgresql://nobody@127.0.0.1:1/none")
+        errors: list[Exception] = []
+        while len(errors) < 50 or {type(error) for error in errors} != {peewee.OperationalError, ConnectPostponed}:
+            with pytest.raises(peewee.OperationalError) as caught:
+                database.connect()
+            errors.append(caught.value)
+        now = database.snapshot()
+        assert now.postponed == sum(isinstance(error, ConnectPostponed) for error in errors)
+        assert now.requests == len(errors) == now.connect_errors + now.postponed
+        database = backend.database(pool_max=1, pool_timeout_s=0.01)
+        with held(database, 1), pytest.raises(PoolTimeout):
+            database.connect()
+        now = database.snapshot()
+        assert now.requests == now.borrowed + now.timeouts == 2
+
+    def test_the_last_connect_error_has_an_age(self) -> None:
+        """The error of a busy pool does not make an outage of long ago its reason."""
+        database = open_database("postgresql://nobody@127.0.0.1:1/none", pool_max=1, pool_timeout_s=0.01)
+        assert database.snapshot().last_connect_error_age_s is None
+        with pytest.raises(peewee.OperationalError):
+            database.connect()
+        first = database.snapshot().last_connect_error_age_s
+        assert 0 <= first <= database.snapshot().last_connect_error_age_s
+        database._slots.take(Place())
+        with pytest.raises(PoolTimeout, match=r"last connect error, \d+ s ago: .*refused"):
+            database.connect()
+
+    def test_the_error_of_a_wait_in_vain_can_be_sent_to_another_process(self, backend: Any) -> None:
+        """With its numbers and its text."""
+        database = backend.database(pool_max=1, pool_timeout_s=0.01)
+        with held(database, 1), pytest.raises(PoolTimeout) as caught:
+            database.connect()
+        sent: PoolTimeout = pickle.loads(pickle.dumps(caught.value))
+        assert (str(sent), sent.snapshot, sent.holders) == (
+            str(caught.value),
+            caught.value.snapshot,
+            caught.value.holders,
+        )
+
     def test_a_connect_that_breaks_half_way_holds_nothing(self) -> None:
         """An error after the socket is open leaves this thread unconnected, and the connection closed."""
 
@@ -271,8 +315,9 @@ class TestWaiting:
         with waiting(db, 1) as (waiter,):
             getattr(db, way)()
         assert waiter.result()
-        assert db._slots._taken == 0
+        assert db._slots.taken == 0
 
+    @pytest.mark.engines("postgres", "mariadb", "mysql")
     def test_taking_a_stale_connection_away_wakes_the_next(self, backend: Any) -> None:
         """What an age limit takes from its holder is returned; the holder's own close is not a second return."""
         database = backend.database(pool_max=1)
@@ -280,6 +325,25 @@ class TestWaiting:
             assert database.close_stale(age=-1) == 1
         assert waiter.result()
         assert database.snapshot().closed["stale"] == 1
+        assert adds_up(database)
+
+    @pytest.mark.engines("sqlite")
+    @pytest.mark.parametrize("way", ["close_all", "close_stale"])
+    def test_sqlite_closes_what_is_in_use_at_its_return(self, backend: Any, way: str) -> None:
+        """Closed under the thread that uses it, it would end the process."""
+        database = backend.database()
+        with held(database, 1):
+            getattr(database, way)(*[-1] * (way == "close_stale"))
+            assert database.snapshot().active == 1
+        assert (database.snapshot().total, database.snapshot().closed["stale"]) == (0, 1)
+        assert adds_up(database)
+
+    def test_a_larger_limit_serves_who_waits(self, backend: Any) -> None:
+        """Without a word from those who have a connection."""
+        database = backend.database(pool_max=1)
+        with held(database, 1), waiting(database, 2) as waiters:
+            database.init(database.database, max_connections=2)
+            assert all(waiter.result(PATIENCE_S) for waiter in waiters)
         assert adds_up(database)
 
 

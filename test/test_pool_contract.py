@@ -17,8 +17,8 @@ from playhouse.pool import (
 from api.db.connection import SqlitePool
 from api.db.pool import InstrumentedPool
 
-HANDLED = {"connect", "_connect", "_close", "manual_close", "close_idle", "close_stale", "close_all", "dispose"}
-LEFT_ALONE = {"init", "_is_stale", "_is_closed", "_can_reuse", "_close_raw"}
+HANDLED = {"init", "connect", "_connect", "_close", "manual_close", "close_idle", "close_stale", "close_all", "dispose"}
+LEFT_ALONE = {"_is_stale", "_is_closed", "_can_reuse", "_close_raw"}
 
 
 def locks_seen(database: Any) -> list[bool]:

@@ -237,7 +237,7 @@ def test_callers_in_a_black_hole_time_out_side_by_side(scheme: str) -> None:
         assert all(isinstance(error, peewee.OperationalError) for error in errors)
         # At the most one knocks anew for those who wait, while the others are told without.
         assert database.snapshot().connect_errors == proxy.accepted <= SIZE + 1
-        assert (database.snapshot().pending, database._slots._taken) == (0, 0)
+        assert (database.snapshot().pending, database._slots.taken) == (0, 0)
 
 
 @SERVERS

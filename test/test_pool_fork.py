@@ -14,6 +14,8 @@ from borrowing import PATIENCE_S, held
 from forking import in_child
 from sessions import SERVERS, session_number
 
+from api.db.pool_numbers import PoolTimeout
+
 
 @contextmanager
 def locks_held(database: Any) -> Iterator[None]:
@@ -60,6 +62,21 @@ def test_a_full_pool_is_empty_in_the_child(backend: Any) -> None:
     with held(database, 2):
         assert in_child(look) == "42"
         assert database.snapshot().active == 2
+
+
+def test_the_limit_holds_in_the_child_too(backend: Any) -> None:
+    """So many connections, and the next one waits."""
+    database = backend.database(pool_max=1, pool_timeout_s=0.01)
+
+    def look() -> object:
+        with held(database, 1):
+            try:
+                database.connect()
+            except PoolTimeout as exc:
+                return exc.snapshot.active
+        return "no limit"
+
+    assert in_child(look) == "1"
 
 
 @SERVERS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from api.db.pool_gate import GATE_CAP_S, ConnectPostponed, Gate
-from api.db.pool_queue import Slots
+from api.db.pool_queue import Place, Slots
 
 REFUSED = ConnectionRefusedError("refused")
 
@@ -87,47 +87,71 @@ class TestSlots:
 
     def test_a_slot_that_comes_too_late_is_still_taken(self) -> None:
         """It was handed over at the moment the wait ended: then it is the waiter's."""
-        slots = Slots()
-        assert slots.take(1) is None
-        waiter = slots.take(1)
-        assert waiter is not None
-        slots.give()
-        assert slots.wait(waiter, 0, lambda: None)
+        slots, first, second = Slots(1), Place(), Place()
+        assert [slots.take(first), slots.take(second)] == [True, False]
+        slots.give(first)
+        assert slots.wait(second, 0, lambda: None)
 
     def test_who_gives_up_waiting_leaves_the_line(self) -> None:
         """The slot goes past him."""
-        slots = Slots()
-        assert slots.take(1) is None
-        first, second = slots.take(1), slots.take(1)
-        assert first is not None
-        assert second is not None
-        assert not slots.wait(first, 0, lambda: None)
-        slots.give()
-        assert slots.wait(second, 0, lambda: None)
-        assert slots.waiting == 0
+        slots, first, second, third = Slots(1), Place(), Place(), Place()
+        assert [slots.take(place) for place in (first, second, third)] == [True, False, False]
+        assert not slots.wait(second, 0, lambda: None)
+        slots.give(first)
+        assert slots.wait(third, 0, lambda: None)
+        assert (slots.waiting, slots.taken) == (0, 1)
 
     @pytest.mark.parametrize("comes", [True, False])
     def test_an_interrupted_wait_loses_no_slot(self, comes: bool) -> None:
-        """Whether or not the slot came at that very moment, it is free afterwards."""
-        slots = Slots()
-        assert slots.take(1) is None
-        waiter = slots.take(1)
-        assert waiter is not None
+        """Whether or not the slot came at that very moment, it is free when the place was given up."""
+        slots, first, second = Slots(1), Place(), Place()
+        assert [slots.take(first), slots.take(second)] == [True, False]
 
         def interrupt() -> None:
             if comes:
-                slots.give()
+                slots.give(first)
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            slots.wait(waiter, 5, interrupt)
-        if not comes:
-            slots.give()
-        assert slots.take(1) is None
+            slots.wait(second, 5, interrupt)
+        slots.give(second)
+        slots.give(first)
+        assert (slots.waiting, slots.taken) == (0, 0)
 
-    def test_nobody_passes_a_line_though_a_slot_is_free(self) -> None:
-        """A larger limit does not serve those who come later first."""
-        slots = Slots()
-        assert slots.take(1) is None
-        assert slots.take(1) is not None
-        assert slots.take(2) is not None
+    def test_a_slot_given_up_twice_is_one_slot(self) -> None:
+        """The second time it is another one's already."""
+        slots, first, second, third = Slots(1), Place(), Place(), Place()
+        assert [slots.take(place) for place in (first, second, third)] == [True, False, False]
+        slots.give(first)
+        slots.give(first)
+        assert (slots.waiting, slots.taken) == (1, 1)
+        assert slots.wait(second, 0, lambda: None)
+
+    def test_a_larger_limit_serves_who_waits(self) -> None:
+        """In the order in which they came."""
+        slots, first, second, third = Slots(1), Place(), Place(), Place()
+        assert [slots.take(place) for place in (first, second, third)] == [True, False, False]
+        slots.limit(2)
+        assert slots.wait(second, 0, lambda: None)
+        assert slots.waiting == 1
+
+    def test_a_smaller_limit_holds_for_what_comes(self) -> None:
+        """A slot that is one too many is not handed on."""
+        slots, places = Slots(2), [Place() for _ in range(4)]
+        assert [slots.take(place) for place in places] == [True, True, False, False]
+        slots.limit(1)
+        slots.give(places[0])
+        assert (slots.taken, slots.waiting) == (1, 2)
+        slots.give(places[1])
+        assert (slots.taken, slots.waiting) == (1, 1)
+        assert slots.wait(places[2], 0, lambda: None)
+
+    def test_a_wait_may_be_longer_than_the_system_can_count(self) -> None:
+        """It is one without an end."""
+        slots, first, second = Slots(1), Place(), Place()
+        assert [slots.take(first), slots.take(second)] == [True, False]
+
+        def serve() -> None:
+            slots.give(first)
+
+        assert slots.wait(second, 1e12, serve)

@@ -30,6 +30,7 @@ from api.db.connection import PoolDiagnostics, open_database
 from api.db.pool_judge import FINE, Finding, Health, Reason
 from api.db.pool_lines import back_line, change_line, late_line, leak_line, orphan_line, probe_line, state_line, write
 from api.db.pool_numbers import ENDPOINT, Borrow, PoolSnapshot, PoolTimeout
+from api.exceptions import ConfigurationError
 from api.logs import configure_logging
 from api.settings import ROOT
 
@@ -281,6 +282,18 @@ def test_there_is_one_thread_a_database(backend: Any) -> None:
     PoolDiagnostics.stop_health_monitoring(database)
 
 
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), 1e12])
+@pytest.mark.parametrize("name", ["interval", "leak_after_s", "probe_every_s"])
+def test_a_number_that_is_none_to_wait_for_is_refused(name: str, value: float) -> None:
+    """By its name, to the caller: no thread starts only to end in it, or to spin."""
+    database = open_database("sqlite://")
+    with pytest.raises(ConfigurationError, match=f"{name} is {value}"):
+        PoolDiagnostics.start_health_monitoring(database, **{name: value})  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="interval is 0"):
+        PoolDiagnostics.start_health_monitoring(database, 0)
+    assert watchers_of(database) == []
+
+
 def test_the_thread_ends_with_its_database(tmp_path: Path) -> None:
     """The watch keeps no database alive, whatever it said about it, and does not outlive it."""
     database = open_database(f"sqlite:///{tmp_path}/x.db", pool_max=1)
@@ -400,6 +413,7 @@ def test_a_system_without_threads_refuses_no_request(backend: Any) -> None:
 SCRIPT = """
 import sys, time
 from api.db.connection import PoolDiagnostics, open_database
+from api.exceptions import ConfigurationError
 from api.logs import configure_logging
 configure_logging("DEBUG")
 database = open_database(sys.argv[1], pool_max=1)

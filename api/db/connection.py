@@ -21,13 +21,22 @@ from playhouse.pool import PooledMySQLDatabase, PooledPostgresqlDatabase, Pooled
 from psycopg2.extensions import TRANSACTION_STATUS_INERROR, make_dsn
 from pymysql.connections import Connection as PyMySQLConnection
 
-from api.db.dialects.answering import is_lost, mysql_is_clean, mysql_runs, postgres_is_clean, postgres_runs
-from api.db.dialects.connecting import ConnectFailure, MySQLServer, SqliteFile, connect_failure
+from api.db.dialects.answering import (
+    is_lost,
+    libpq,
+    mysql_is_clean,
+    mysql_is_rolled_back,
+    mysql_runs,
+    postgres_is_clean,
+    postgres_runs,
+)
+from api.db.dialects.connecting import ConnectFailure, MySQLServer, SqliteFile, connect_failure, underlying
 from api.db.dialects.engine import engine_of, unwrap
 from api.db.dialects.green import wait_greenly
 from api.db.pool import InstrumentedPool, pool_limits
 from api.db.pool_gate import ConnectPostponed
 from api.db.pool_health import PoolDiagnostics
+from api.db.pool_numbers import require_number
 from api.db.pool_private import answer_limit_of
 from api.db.transactions import LoggedTransactions, TransactionLogger
 from api.exceptions import ConfigurationError, DatabaseUnavailableError, TransactionAbortedError
@@ -100,7 +109,7 @@ class MySQLPool(LoggedTransactions, InstrumentedPool, PooledMySQLDatabase, MySQL
 
     def _can_reuse(self, conn: Any) -> bool:
         is_clean = mysql_is_clean(conn)
-        return mysql_runs(conn, conn.rollback, answer_limit_of(self)) if is_clean is None else is_clean
+        return mysql_is_rolled_back(conn, answer_limit_of(self)) if is_clean is None else is_clean
 
 
 class SqlitePool(LoggedTransactions, InstrumentedPool, PooledSqliteDatabase, SqliteFile):
@@ -113,7 +122,7 @@ class _Proxy(LoggedTransactions, peewee.DatabaseProxy):
 
 DB = _Proxy()
 
-# Why the connect failed that ended in this error: who was told of it only does not ask the server himself.
+# Why the connect failed that ended in this driver's error: who was told of it only does not ask the server himself.
 _failures: weakref.WeakKeyDictionary[BaseException, ConnectFailure] = weakref.WeakKeyDictionary()
 
 
@@ -132,8 +141,11 @@ def open_database(
     *connect_timeout_s* for the server. A connection idle for *validate_after_s* must answer before it is lent
     again, and none is lent that is older than *max_lifetime_s*. What *url* asks for in its query
     (``?sslmode=require``) goes to the driver, and wins. Raises ``ConfigurationError``, which holds no part of *url*
-    that could be secret.
+    that could be secret, and where psycopg2's libpq is not to be had.
     """
+    require_number(validate_after_s=validate_after_s, least=0.0)
+    require_number(pool_max=pool_max, pool_timeout_s=pool_timeout_s)
+    require_number(connect_timeout_s=connect_timeout_s, max_lifetime_s=max_lifetime_s)
     scheme = _scheme(url)
     params = _parse(url, scheme)
     name = params.pop("database")
@@ -154,6 +166,7 @@ def open_database(
     params = {"connect_timeout": connect_timeout_s} | params
     if scheme == "mysql":
         return MySQLPool(name, **pool, **_mysql_params(params))
+    libpq()
     wait_greenly()
     return PostgresPool(name, **pool, **_postgres_params(params))
 
@@ -267,7 +280,7 @@ def _try_connect(database: peewee.Database, attempt: int, give_up_at: float) -> 
         time.sleep(delay_s)
         return False
     except peewee.PeeweeException as exc:
-        failure = _failures[exc] = connect_failure(exc, database)
+        failure = _failures[underlying(exc)] = connect_failure(exc, database)
         delay_s = exponential_backoff(attempt)
         if not failure.can_pass or attempt >= MAX_RETRIES or time.monotonic() + delay_s > give_up_at:
             raise _unavailable(failure, database) from exc

@@ -14,6 +14,7 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import peewee
@@ -23,7 +24,7 @@ from api.db.dialects.answering import is_lost
 from api.db.dialects.engine import unwrap
 from api.db.pool_numbers import ENDPOINT, Borrow, CloseReason, Counters, Link, PoolSnapshot, PoolTimeout
 from api.db.pool_opening import OpeningPool
-from api.db.pool_queue import Waiter
+from api.db.pool_queue import Place
 from api.logs import current_correlation_id
 
 
@@ -49,7 +50,28 @@ class InstrumentedPool(OpeningPool):
         self.alarm = threading.Event()
         self._prepared = _Prepared()
         self._lent: dict[int, Borrow] = {}
-        self._pending = 0
+
+    def init(
+        self,
+        database: Any,
+        max_connections: Any = None,
+        stale_timeout: Any = None,
+        timeout: Any = None,
+        **connect_kwargs: Any,
+    ) -> None:
+        """Lead to *database* from now on, or let the pool have other limits; who waits has them, too.
+
+        No connection to another place is lent again.
+        """
+        before = private.place_of(self)
+        super().init(database, max_connections, stale_timeout, timeout, **connect_kwargs)
+        with self._slots.lock:
+            self._slots.limit(private.limit_of(self))
+            is_elsewhere = private.place_of(self) != before
+            for borrow in self._lent.values() if is_elsewhere else ():
+                borrow.link.expires_s = 0.0
+        if is_elsewhere:
+            self.close_idle()
 
     # Borrowing
 
@@ -62,122 +84,145 @@ class InstrumentedPool(OpeningPool):
         if self.deferred or not self.is_closed():
             # Needs no connection: peewee says what is wrong, or that this thread has one.
             return private.hand_over(self, reuse_if_open)
-        borrow = self._borrow()
-        self._prepared.connection = borrow.link.connection
+        place = Place()
         try:
+            self._borrow(place)
+            self._prepared.connection = place.link.connection
             return private.hand_over(self)
         except BaseException:
-            private.forget_connection(self)
-            private.hang_up(self, borrow.link.connection)
-            self._end(borrow, "bad return")
+            # Again in case that something from outside strikes while it is at it.
+            try:
+                self._break_off(place)
+            finally:
+                self._break_off(place)
             raise
 
     def _connect(self) -> Any:
         connection, self._prepared.connection = self._prepared.connection, None
         return connection
 
-    def _borrow(self) -> Borrow:
+    def _borrow(self, place: Place) -> None:
         """Lend this thread a connection that lives, when it is its turn."""
-        asked_s = time.monotonic()
         with self._slots.lock:
             self._counters.requests += 1
-            self._pending += 1
-            waiter = self._slots.take(private.limit_of(self))
-            self._counters.queued += waiter is not None
-        try:
-            if waiter is not None:
-                self._wait(waiter)
-            link = self._open_link()
-        except BaseException:
-            with self._slots.lock:
-                self._pending -= 1
-            raise
-        return self._lend(link, asked_s)
+            is_served = self._slots.take(place)
+            self._counters.queued += not is_served
+        if not is_served:
+            self._wait(place)
+        if not self._take_idle(place):
+            self._dial(place)
+        self._lend(place)
 
-    def _wait(self, waiter: Waiter) -> None:
+    def _wait(self, place: Place) -> None:
         timeout_s = private.timeout_of(self)
-        if self._slots.wait(waiter, timeout_s, self.alarm.set):
+        if self._slots.wait(place, timeout_s, self.alarm.set):
             return
         with self._slots.lock:
             self._counters.timeouts += 1
         self.alarm.set()
         now_s = time.monotonic()
         holders = [f"{borrow} {now_s - borrow.since_s:.1f} s" for borrow in self.borrows()]
-        raise PoolTimeout(self.snapshot(), holders, timeout_s=timeout_s)
+        raise PoolTimeout(self.snapshot(), holders, timeout_s)
 
-    def _lend(self, link: Link, asked_s: float) -> Borrow:
-        now_s = time.monotonic()
+    def _lend(self, place: Place) -> None:
+        now_s, link = time.monotonic(), place.link
         key = id(link.connection)
-        borrow = Borrow(threading.current_thread(), ENDPOINT.get(), current_correlation_id(), now_s, key, link)
+        holder = threading.current_thread()
+        place.borrow = Borrow(holder, ENDPOINT.get(), current_correlation_id(), now_s, key, link, place)
         with self._slots.lock:
-            self._pending -= 1
-            self._lent[key] = borrow
+            self._lent[key] = place.borrow
             counters = self._counters
             counters.borrowed += 1
-            counters.wait.record(now_s - asked_s)
+            counters.wait.record(now_s - place.since_s)
             if len(self._lent) > counters.peak:
                 counters.peak = len(self._lent)
-        return borrow
+
+    def _break_off(self, place: Place) -> None:
+        """Give up all that *place* has got: nobody knows in which state a connection is that was broken off."""
+        private.forget_connection(self)
+        try:
+            if place.link is not None:
+                private.hang_up(self, place.link.connection)
+        finally:
+            with self._slots.lock:
+                if place.borrow is not None:
+                    self._unlend(place.borrow, time.monotonic(), "bad return")
+                if place.link is not None:
+                    self._counters.closed["bad return"] += 1
+                    place.link = None
+                self._slots.give(place)
 
     # Returning
 
     def close(self) -> bool:
         """Return this thread's connection, rolled back if a transaction is open on it; False when it had none.
 
-        Raises peewee's ``OperationalError`` inside ``atomic()``, and then keeps the connection.
+        Raises peewee's ``OperationalError`` inside ``atomic()``, and then keeps the connection. Whatever else it
+        raises, the connection is given up.
         """
-        if not (self.deferred or self.is_closed() or self.in_transaction()):
-            borrow = self._lent.get(id(self.connection()))
-            if borrow is not None:
-                self._judge(borrow.link)
-        return bool(super().close())
-
-    def _judge(self, link: Link) -> None:
-        """Roll *link* back where it needs it, and close it where it may not be lent again."""
-        # Kept when the rollback is broken off.
-        link.verdict = "bad return"
-        try:
-            if self._can_reuse(link.connection):
-                link.verdict = "stale" if time.monotonic() >= link.expires_s else None
-            elif is_lost(link.connection):
-                link.verdict = "lost"
-        finally:
-            if link.verdict is not None:
-                private.hang_up(self, link.connection)
+        return self._let_go(self._judge)
 
     def manual_close(self) -> bool:
         """Close this thread's connection for good, instead of returning it; False when it had none.
 
         Raises peewee's ``OperationalError`` inside ``atomic()``, and then keeps the connection, which counts on.
         """
+        return self._let_go(self._throw_away)
+
+    def _let_go(self, judge: Callable[[Link], CloseReason | None]) -> bool:
+        borrow = None
         if not (self.deferred or self.is_closed() or self.in_transaction()):
-            borrow = self._lent.get(id(self.connection()))
-            if borrow is not None:
-                borrow.link.verdict = "manual"
-                private.hang_up(self, self.connection())
-        return bool(super().close())
+            key = id(self.connection())
+            with self._slots.lock:
+                borrow = self._lent.get(key)
+                if borrow is not None:
+                    # From now on nobody else hangs up on it.
+                    borrow.is_ending = True
+        if borrow is None:
+            # peewee says what is wrong, or this thread has none: perhaps it was taken away.
+            return bool(super().close())
+        try:
+            reason = judge(borrow.link)
+            is_open = bool(super().close())
+            self._end(borrow, reason)
+        except BaseException:
+            self._break_off(borrow.place)
+            raise
+        return is_open
+
+    def _judge(self, link: Link) -> CloseReason | None:
+        """Roll *link* back where it needs it; where it may not be lent again, close it and say why."""
+        if self._can_reuse(link.connection):
+            return None
+        reason: CloseReason = "lost" if is_lost(link.connection) else "bad return"
+        private.hang_up(self, link.connection)
+        return reason
+
+    def _throw_away(self, link: Link) -> CloseReason:
+        private.hang_up(self, link.connection)
+        return "manual"
 
     def _close(self, conn: Any, close_conn: bool = False) -> None:
-        borrow = self._lent.get(id(conn))
-        # Without one, close_stale or close_all have taken it away.
-        if borrow is not None:
-            self._end(borrow, "manual" if close_conn else borrow.link.verdict)
+        """Do nothing: here peewee holds its lock. What there is to do is done before and after."""
 
     def _end(self, borrow: Borrow, reason: CloseReason | None) -> None:
         """End a borrow: its connection is idle, unless closed for a *reason*; its slot goes to the next in line."""
-        now_s, expired = time.monotonic(), None
+        place, idle, now_s = borrow.place, self._idle, time.monotonic()
         with self._slots.lock:
-            if not self._unlend(borrow, now_s, reason):
-                return
-            if reason is None:
+            if self._unlend(borrow, now_s, reason) and reason is None:
                 borrow.link.returned_s = now_s
-                self._idle.append(borrow.link)
-                # The one returned longest ago: in quiet hours nobody gets to it.
-                if self._idle[0].expires_s <= now_s:
-                    expired = self._idle.popleft()
-            self._slots.give()
-        if expired is not None:
-            self._discard(expired, "stale")
+                place.link = None
+                idle.append(borrow.link)
+                # Its own time may be up, or that of the one returned longest ago: in quiet hours nobody gets to it.
+                if idle[-1].expires_s <= now_s:
+                    place.link = idle[-1]
+                    del idle[-1]
+                elif idle[0].expires_s <= now_s:
+                    place.link = idle[0]
+                    del idle[0]
+            self._slots.give(place)
+        if place.link is not None:
+            self._drop(place, "stale")
 
     def _unlend(self, borrow: Borrow, now_s: float, reason: CloseReason | None) -> bool:
         """Take the connection from its holder, but not the slot yet; False when somebody has done so before."""
@@ -186,9 +231,10 @@ class InstrumentedPool(OpeningPool):
         del self._lent[borrow.key]
         counters = self._counters
         counters.returned += 1
-        counters.use.record(now_s - borrow.since_s)
         if reason is not None:
             counters.closed[reason] += 1
+            borrow.place.link = None
+        counters.use.record(now_s - borrow.since_s)
         return True
 
     # Closing what others have
@@ -202,16 +248,23 @@ class InstrumentedPool(OpeningPool):
 
     def close_idle(self) -> None:
         """Close the connections that nobody uses."""
-        while (link := self._pop_idle()) is not None:
-            self._discard(link, "manual")
+        place = Place()
+        while self._pop_idle(place):
+            self._drop(place, "manual")
 
     def close_stale(self, age: float = 600) -> int:
-        """Close connections borrowed more than *age* seconds ago, though they are in use; return how many."""
+        """Close connections borrowed more than *age* seconds ago, though they are in use; return how many.
+
+        One that is being returned at this moment, and any of SQLite's, is left to its holder's return, which closes it.
+        """
         before_s = time.monotonic() - age
         return sum(self._take_away(borrow, "stale") for borrow in self.borrows() if borrow.since_s < before_s)
 
     def close_all(self) -> None:
-        """Close every connection, also those in use by other threads."""
+        """Close every connection, also those in use by other threads.
+
+        One that is being returned at this moment, and any of SQLite's, is left to its holder's return, which closes it.
+        """
         self.close()
         self.close_idle()
         for borrow in self.borrows():
@@ -219,13 +272,25 @@ class InstrumentedPool(OpeningPool):
 
     def _take_away(self, borrow: Borrow, reason: CloseReason) -> bool:
         now_s = time.monotonic()
-        with self._slots.lock:
-            if not self._unlend(borrow, now_s, reason):
-                return False
-        private.hang_up(self, borrow.link.connection)
-        with self._slots.lock:
-            self._slots.give()
+        try:
+            with self._slots.lock:
+                if reason != "orphan" and (borrow.is_ending or isinstance(self, peewee.SqliteDatabase)):
+                    # Neither libpq nor SQLite survives the loss of a connection that its holder is just using.
+                    borrow.link.expires_s = 0.0
+                    return False
+                if not self._unlend(borrow, now_s, reason):
+                    return False
+            private.hang_up(self, borrow.link.connection)
+            self._free(borrow.place)
+        except BaseException:
+            if borrow.place.link is None:
+                self._free(borrow.place)
+            raise
         return True
+
+    def _free(self, place: Place) -> None:
+        with self._slots.lock:
+            self._slots.give(place)
 
     def dispose(self) -> None:
         """Forget every connection without closing it, and every number; who waits is served.
@@ -235,10 +300,11 @@ class InstrumentedPool(OpeningPool):
         super().dispose()
         with self._slots.lock:
             self._idle.clear()
-            freed, self._lent = len(self._lent), {}
+            lent, self._lent = self._lent, {}
             self._counters = Counters()
-            for _ in range(freed):
-                self._slots.give()
+            for borrow in lent.values():
+                borrow.place.link = None
+                self._slots.give(borrow.place)
 
     def after_fork_in_child(self) -> None:
         """Leave the parent its connections, and begin with new locks, no connections and no numbers.
@@ -251,6 +317,7 @@ class InstrumentedPool(OpeningPool):
         private.renew_locks(self)
         private.forget_connection(self)
         self._begin_anew()
+        self._slots.limit(private.limit_of(self))
 
     # Looking
 
@@ -265,6 +332,7 @@ class InstrumentedPool(OpeningPool):
         """
         counters, limit = self._counters, private.limit_of(self)
         active, idle, peak = len(self._lent), len(self._idle), counters.peak
+        waiting = self._slots.waiting
         if sample:
             counters.peak = active
         return PoolSnapshot(
@@ -274,8 +342,8 @@ class InstrumentedPool(OpeningPool):
             active=active,
             idle=idle,
             total=active + idle,
-            waiting=self._slots.waiting,
-            pending=self._pending,
+            waiting=waiting,
+            pending=max(0, self._slots.taken - active) + waiting,
             oldest_wait_s=self._slots.oldest_wait_s(time.monotonic()),
             peak=max(peak, active),
             **counters.picture(),

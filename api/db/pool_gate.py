@@ -25,6 +25,23 @@ class ConnectPostponed(peewee.OperationalError):
         self.retry_after_s = retry_after_s
 
 
+def without_frames(error: Exception) -> Exception:
+    """Return the driver's error behind *error*, rid of its tracebacks: a gate keeps it for as long as it is closed.
+
+    With them it would keep every frame of the caller, and all that is named there. *error* itself goes on its way
+    with its own; one that is not a driver's is told by another.
+    """
+    kept = underlying(error)
+    if kept is error or not isinstance(kept, Exception):
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    met: BaseException | None = kept
+    while met is not None:
+        met.__traceback__ = None
+        # PyMySQL's own way to name a cause.
+        met = getattr(met, "original_exception", None) or met.__cause__ or met.__context__
+    return kept
+
+
 class Gate:
     """Open until a connect fails; then nobody dials for a while, and after that one at a time does.
 

@@ -14,7 +14,7 @@ from api.db.pool import snapshot_of
 from api.db.pool_judge import Health, Rules, grade
 from api.db.pool_lines import holders, state_line, utilization_percent, write
 from api.db.pool_monitor import Watching, borrows_of, is_watched, start_watching, stop_watching
-from api.db.pool_numbers import PoolSnapshot, Timings
+from api.db.pool_numbers import PoolSnapshot, Timings, require_number
 
 
 class PoolDiagnostics:
@@ -68,8 +68,11 @@ class PoolDiagnostics:
         *on_sample* gets the numbers of each look.
 
         Cheap enough for every request, and so a forked worker gets a thread of its own: none survives a fork. The
-        thread keeps nothing alive, and ends within an *interval* of the database's end.
+        thread keeps nothing alive, and ends within an *interval* of the database's end. Raises ``ConfigurationError``
+        for a number that is none to wait for.
         """
+        require_number(interval=interval)
+        require_number(leak_after_s=leak_after_s, probe_every_s=probe_every_s or 0.0, least=0.0)
         database = unwrap(database)
         if not is_watched(database):
             rules = cls._rules(database, warning, critical)

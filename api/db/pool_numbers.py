@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from bisect import bisect_left
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -10,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from playhouse.pool import MaxConnectionsExceeded
+
+from api.exceptions import ConfigurationError
 
 CloseReason = Literal["stale", "lost", "bad return", "manual", "orphan"]
 CLOSE_REASONS: tuple[CloseReason, ...] = ("stale", "lost", "bad return", "manual", "orphan")
@@ -22,22 +25,33 @@ HOLDERS_NAMED = 3
 ENDPOINT: ContextVar[str | None] = ContextVar("endpoint", default=None)
 
 
+def require_number(*, least: float | None = None, **numbers: float) -> None:
+    """Raise ``ConfigurationError`` for the first of *numbers* that is not above 0, or not *least* or more.
+
+    Nor may it be longer than a wait can be: 292 years, and so not infinite.
+    """
+    for name, value in numbers.items():
+        is_enough = value > 0 if least is None else value >= least
+        if not (is_enough and value <= threading.TIMEOUT_MAX):
+            wanted = "above 0" if least is None else f"of {least:g} or more"
+            raise ConfigurationError(f"{name} is {value!r}", hint=f"give a number {wanted}, and not infinite")
+
+
 @dataclass(slots=True, eq=False)
 class Link:
-    """An open connection, lent and idle in turn; *verdict* is why it is closed instead of lent again."""
+    """An open connection, lent and idle in turn, until it *expires_s*."""
 
     connection: Any
     expires_s: float
     is_quiet: Callable[[], bool]
     returned_s: float = 0.0
-    verdict: CloseReason | None = None
 
 
 @dataclass(slots=True)
 class Borrow:
     """One connection in use: by which thread, for what, and since when (*since_s*, ``time.monotonic()``).
 
-    *link* is the pool's own, and *key* says which connection it is.
+    *key* says which connection it is. *link*, *place* and *is_ending*, its holder is returning it, are the pool's own.
     """
 
     thread: threading.Thread
@@ -46,6 +60,8 @@ class Borrow:
     since_s: float
     key: int
     link: Any = field(default=None, repr=False, compare=False)
+    place: Any = field(default=None, repr=False, compare=False)
+    is_ending: bool = field(default=False, repr=False, compare=False)
 
     @property
     def is_orphan(self) -> bool:
@@ -99,8 +115,13 @@ class PoolSnapshot:
     last sample.
 
     The totals only grow: *requests*, *queued* (had to wait), *timeouts* (waited in vain), *connect_errors*,
-    *created*, *borrowed*, *returned* (given up, whichever way), *closed* by reason. *wait* times a borrow from
-    the question to the connection, *use* from there to its return, *create* a connect.
+    *postponed* (not dialled so soon after one), *created*, *borrowed*, *returned* (given up, whichever way), *closed*
+    by reason. *wait* times a borrow from the question to the connection, *use* from there to its return, *create* a
+    connect. *last_connect_error* is *last_connect_error_age_s* seconds old.
+
+    When nothing is pending, *requests* is the sum of *borrowed*, *timeouts*, *connect_errors* and *postponed*: each
+    connect error reached the caller. What was broken off before it had a connection (a signal, the end of a green
+    thread) is in none of them.
     """
 
     name: str
@@ -117,6 +138,7 @@ class PoolSnapshot:
     queued: int = 0
     timeouts: int = 0
     connect_errors: int = 0
+    postponed: int = 0
     created: int = 0
     borrowed: int = 0
     returned: int = 0
@@ -125,22 +147,26 @@ class PoolSnapshot:
     use: Timings = NO_TIMINGS
     create: Timings = NO_TIMINGS
     last_connect_error: str | None = None
+    last_connect_error_age_s: float | None = None
 
 
 class Counters:
     """The totals of a pool, and its histograms; changed under the pool's lock."""
 
     def __init__(self) -> None:
-        self.requests = self.queued = self.timeouts = self.connect_errors = 0
+        self.requests = self.queued = self.timeouts = self.connect_errors = self.postponed = 0
         self.created = self.borrowed = self.returned = self.peak = 0
         self.closed: dict[CloseReason, int] = dict.fromkeys(CLOSE_REASONS, 0)
         self.wait, self.use, self.create = Histogram(), Histogram(), Histogram()
-        self.last_connect_error: str | None = None
+        self.last_failure: tuple[str, float] | None = None
 
     def picture(self) -> dict[str, Any]:
         """Return the totals by the names of ``PoolSnapshot``'s fields, *peak* aside."""
         totals: dict[str, Any] = vars(self) | {"closed": dict(self.closed)}
         del totals["peak"]
+        if failure := totals.pop("last_failure"):
+            age_s = time.monotonic() - failure[1]
+            totals |= {"last_connect_error": failure[0], "last_connect_error_age_s": age_s}
         return totals | {name: totals[name].picture() for name in ("wait", "use", "create")}
 
 
@@ -151,11 +177,15 @@ class PoolTimeout(MaxConnectionsExceeded):
     *last_connect_error*; the message says all of it, and what to do.
     """
 
-    def __init__(self, snapshot: PoolSnapshot, holders: list[str], *, timeout_s: float) -> None:
+    def __init__(self, snapshot: PoolSnapshot, holders: list[str], timeout_s: float) -> None:
         self.snapshot = snapshot
         self.holders = holders
         self.last_connect_error = snapshot.last_connect_error
+        self._timeout_s = timeout_s
         super().__init__(_in_vain(snapshot, holders, timeout_s))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PoolTimeout, (self.snapshot, self.holders, self._timeout_s)
 
 
 def _in_vain(now: PoolSnapshot, holders: list[str], timeout_s: float) -> str:
@@ -166,6 +196,6 @@ def _in_vain(now: PoolSnapshot, holders: list[str], timeout_s: float) -> str:
     if holders:
         parts.append(f"held longest by {', '.join(holders[:HOLDERS_NAMED])}")
     if now.last_connect_error:
-        parts.append(f"last connect error: {now.last_connect_error}")
+        parts.append(f"last connect error, {now.last_connect_error_age_s:.0f} s ago: {now.last_connect_error}")
     parts.append("find what holds them so long, or raise DB_POOL_MAX")
     return "; ".join(parts)

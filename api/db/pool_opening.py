@@ -13,9 +13,9 @@ from playhouse.pool import PooledDatabase
 from api.db import pool_private as private
 from api.db.dialects.answering import listener, no_answer
 from api.db.dialects.green import refuse_late_patch
-from api.db.pool_gate import Gate
+from api.db.pool_gate import ConnectPostponed, Gate, without_frames
 from api.db.pool_numbers import CloseReason, Counters, Link
-from api.db.pool_queue import Slots
+from api.db.pool_queue import Place, Slots
 from api.logs import one_line
 
 LIFETIME_JITTER = 0.1
@@ -24,6 +24,8 @@ ERROR_LIMIT = 200
 
 class OpeningPool(PooledDatabase):
     """The half of the pool that talks to the server, never with a lock held. Whoever asks has a slot.
+
+    A connection taken from the idle ones or opened is its *place*'s before anything can go wrong with it.
 
     The connection returned last is lent first. One returned less than *validate_after_s* ago, on which nothing
     has come in since, is taken to live; any other must answer first, within the connect timeout. playhouse's
@@ -42,86 +44,93 @@ class OpeningPool(PooledDatabase):
         self._counters = Counters()
         self._gate = Gate()
 
-    def _open_link(self) -> Link:
-        """Return an idle or a new connection for this thread's slot; give the slot up where that fails."""
-        try:
-            return self._idle_link() or self._dial()
-        except BaseException:
-            with self._slots.lock:
-                self._slots.give()
-            raise
-
-    def _idle_link(self) -> Link | None:
-        """Return the idle connection returned last that is young enough and lives, or None."""
+    def _take_idle(self, place: Place) -> bool:
+        """Give *place* the idle connection returned last that is young enough and lives; False if there is none."""
         began_s = now_s = time.monotonic()
-        while (link := self._pop_idle()) is not None:
+        while self._pop_idle(place):
+            link = place.link
             if now_s >= link.expires_s:
-                self._discard(link, "stale")
-            elif self._lives(link, now_s):
-                return link
+                self._drop(place, "stale")
+            elif (now_s - link.returned_s < self._validate_after_s and link.is_quiet()) or self._answers(place):
+                return True
             now_s = time.monotonic()
             if now_s - began_s >= private.answer_limit_of(self):
                 # Not one more: the caller has waited for as long as a connect may take.
                 error = peewee.OperationalError(silence := no_answer(link.connection), *silence.args)
                 self._count_failure(error, began_s)
                 raise error
-        return None
+        return False
 
-    def _pop_idle(self) -> Link | None:
+    def _pop_idle(self, place: Place) -> bool:
         with self._slots.lock:
-            return self._idle.pop() if self._idle else None
-
-    def _lives(self, link: Link, now_s: float) -> bool:
-        """Say whether *link* may be lent; close it if not."""
-        if now_s - link.returned_s < self._validate_after_s and link.is_quiet():
+            if not self._idle:
+                return False
+            place.link = self._idle[-1]
+            del self._idle[-1]
             return True
+
+    def _answers(self, place: Place) -> bool:
+        """Say whether the connection of *place* answers; close it if not."""
         is_closed = True
         try:
-            is_closed = self._is_closed(link.connection)
+            is_closed = self._is_closed(place.link.connection)
         finally:
             # Also when it was broken off in the middle of the answer.
             if is_closed:
-                self._discard(link, "lost")
+                self._drop(place, "lost")
         return not is_closed
 
-    def _dial(self) -> Link:
+    def _dial(self, place: Place) -> None:
+        """Give *place* a new connection."""
         refuse_late_patch()
         began_s = time.monotonic()
-        self._pass_the_gate(began_s)
         try:
+            self._pass_the_gate(began_s)
             with peewee.__exception_wrapper__:
                 connection = private.dial(self)
-        except Exception as exc:
-            self._count_failure(exc, began_s)
+            self._welcome(place, connection, began_s)
+        except ConnectPostponed:
             raise
-        except BaseException:
-            with self._slots.lock:
-                self._gate.gave_up(began_s)
+        except BaseException as exc:
+            try:
+                if isinstance(exc, Exception):
+                    self._count_failure(exc, began_s)
+            finally:
+                with self._slots.lock:
+                    self._gate.gave_up(began_s)
             raise
+
+    def _welcome(self, place: Place, connection: Any, began_s: float) -> None:
         now_s = time.monotonic()
-        with self._slots.lock:
-            self._counters.created += 1
-            self._counters.create.record(now_s - began_s)
-            self._gate.succeeded()
         lifetime_s = private.lifetime_of(self) * random.uniform(1 - LIFETIME_JITTER, 1)
-        return Link(connection, now_s + lifetime_s, listener(connection))
+        link = Link(connection, now_s + lifetime_s, listener(connection))
+        with self._slots.lock:
+            place.link = link
+            self._counters.created += 1
+            self._gate.succeeded()
+            self._counters.create.record(now_s - began_s)
 
     def _pass_the_gate(self, now_s: float) -> None:
         with self._slots.lock:
             refusal = self._gate.ask(now_s)
+            self._counters.postponed += refusal is not None
         if refusal is not None:
             raise refusal from refusal.last
 
     def _count_failure(self, error: Exception, began_s: float) -> None:
+        now_s = time.monotonic()
         with self._slots.lock:
             self._counters.connect_errors += 1
-            self._counters.last_connect_error = one_line(str(error), ERROR_LIMIT)
+            self._counters.last_failure = (one_line(str(error), ERROR_LIMIT), now_s)
             # A file has no queue at its door.
             if not isinstance(self, peewee.SqliteDatabase):
-                self._gate.failed(error, began_s, time.monotonic())
+                self._gate.failed(without_frames(error), began_s, now_s)
 
-    def _discard(self, link: Link, reason: CloseReason) -> None:
-        """Close a connection that nobody has."""
-        private.hang_up(self, link.connection)
-        with self._slots.lock:
-            self._counters.closed[reason] += 1
+    def _drop(self, place: Place, reason: CloseReason) -> None:
+        """Close the connection of *place*, which nobody has borrowed."""
+        link, place.link = place.link, None
+        try:
+            private.hang_up(self, link.connection)
+        finally:
+            with self._slots.lock:
+                self._counters.closed[reason] += 1

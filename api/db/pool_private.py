@@ -12,6 +12,8 @@ from typing import Any
 
 from playhouse.pool import PooledDatabase
 
+from api.db.dialects.connecting import IN_MEMORY
+
 
 def limit_of(database: Any) -> float:
     """Return how many connections may be in use at once: ``init()`` may change it, nothing public tells it."""
@@ -24,13 +26,21 @@ def timeout_of(database: Any) -> float:
 
 
 def lifetime_of(database: Any) -> float:
-    """Return how many seconds a connection may live: playhouse's ``stale_timeout``, of which it means the same."""
-    return database._stale_timeout or math.inf
+    """Return how many seconds a connection may live: playhouse's ``stale_timeout``, of which it means the same.
+
+    One to SQLite's memory has no limit: its data ends with it.
+    """
+    return math.inf if database.database == IN_MEMORY else database._stale_timeout or math.inf
 
 
 def answer_limit_of(database: Any) -> float:
     """Return how many seconds a server may take to answer: as long as a connect may (public, but a text in a URL)."""
     return float(database.connect_params.get("connect_timeout") or math.inf)
+
+
+def place_of(database: Any) -> Any:
+    """Return where *database* leads, to compare: its name and what the driver is told; not known before ``init()``."""
+    return vars(database).get("database"), dict(database.connect_params)
 
 
 def hand_over(database: Any, reuse_if_open: bool = False) -> bool:

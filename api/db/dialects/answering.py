@@ -19,9 +19,11 @@ from typing import Any
 import psycopg2
 import pymysql
 from psycopg2 import _psycopg
-from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_UNKNOWN
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_UNKNOWN, libpq_version
 from pymysql.constants.CR import CR_SERVER_LOST
 from pymysql.constants.SERVER_STATUS import SERVER_STATUS_AUTOCOMMIT, SERVER_STATUS_IN_TRANS
+
+from api.exceptions import ConfigurationError
 
 PGRES_COMMAND_OK, PGRES_TUPLES_OK = 1, 2
 
@@ -71,31 +73,36 @@ def postgres_runs(connection: Any, sql: str, limit_s: float) -> bool:
     """Run *sql* on an idle *connection*, and say whether it succeeded within *limit_s*; after False, close it."""
     if connection.closed:
         return False
-    libpq, pointer = _libpq(), connection.pgconn_ptr
-    if not libpq.PQsendQuery(pointer, sql.encode()):
+    pq, pointer = libpq(), connection.pgconn_ptr
+    if not pq.PQsendQuery(pointer, sql.encode()):
         return False
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
     give_up_at = time.monotonic() + limit_s
     is_fine = True
     while True:
-        while libpq.PQisBusy(pointer):
+        while pq.PQisBusy(pointer):
             left_s = give_up_at - time.monotonic()
             if left_s <= 0 or not poll.poll(None if math.isinf(left_s) else left_s * 1000):
                 return False
-            if not libpq.PQconsumeInput(pointer):
+            if not pq.PQconsumeInput(pointer):
                 return False
-        result = libpq.PQgetResult(pointer)
+        result = pq.PQgetResult(pointer)
         if not result:
             return is_fine
-        is_fine = is_fine and libpq.PQresultStatus(result) in (PGRES_COMMAND_OK, PGRES_TUPLES_OK)
-        libpq.PQclear(result)
+        is_fine = is_fine and pq.PQresultStatus(result) in (PGRES_COMMAND_OK, PGRES_TUPLES_OK)
+        pq.PQclear(result)
 
 
 @cache
-def _libpq() -> Any:
+def libpq() -> Any:
+    """Return the libpq that psycopg2 uses, with the functions that it has no words for.
+
+    Raises ``ConfigurationError`` where it cannot be had: another one would not know psycopg2's connections.
+    """
     # Through psycopg2's own module, so that it is the very library that made the connection.
-    libpq = ctypes.CDLL(_psycopg.__file__)
+    library = ctypes.CDLL(_psycopg.__file__)
+    refuse_another(getattr(library, "PQlibVersion", int)())
     for name, result, *arguments in (
         ("PQsendQuery", ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p),
         ("PQisBusy", ctypes.c_int, ctypes.c_void_p),
@@ -104,27 +111,47 @@ def _libpq() -> Any:
         ("PQresultStatus", ctypes.c_int, ctypes.c_void_p),
         ("PQclear", None, ctypes.c_void_p),
     ):
-        function = getattr(libpq, name)
+        function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
-    return libpq
+    return library
+
+
+def refuse_another(version: int) -> None:
+    """Raise ``ConfigurationError`` unless *version*, 0 where none is found, is that of psycopg2's libpq."""
+    if version != libpq_version():
+        raise ConfigurationError(
+            f"psycopg2 uses libpq {libpq_version()}, but beside it is found {version or 'none'}",
+            hint="install psycopg2-binary, which brings its own, or one libpq only",
+        )
 
 
 def mysql_is_clean(connection: Any) -> bool | None:
     """Say whether *connection* may be lent again as it is; None: after a ROLLBACK.
 
-    The server tells with each answer whether a transaction is open: without one there is nothing to send. Not
-    when somebody has turned its autocommit off: the next borrower's writes would wait for a COMMIT.
+    The server tells with most answers whether a transaction is open: without one there is nothing to send. Not
+    when somebody has turned its autocommit off: the next borrower's writes would wait for a COMMIT. Nor with an
+    answer not read to its end: the next borrower would get it for his own.
     """
-    if not connection.open or not connection.server_status & SERVER_STATUS_AUTOCOMMIT:
+    if not connection.open or connection.is_answering or not connection.server_status & SERVER_STATUS_AUTOCOMMIT:
         return False
-    return None if connection.server_status & SERVER_STATUS_IN_TRANS else True
+    is_in_doubt = connection.is_in_doubt or connection.server_status & SERVER_STATUS_IN_TRANS
+    return None if is_in_doubt else True
+
+
+def mysql_is_rolled_back(connection: Any, limit_s: float) -> bool:
+    """Roll *connection* back within *limit_s*, and say whether it may be lent again; after False, close it.
+
+    What was in doubt before is then known: whether somebody has turned its autocommit off.
+    """
+    return mysql_runs(connection, connection.rollback, limit_s) and mysql_is_clean(connection) is True
 
 
 def mysql_runs(connection: Any, command: Callable[[], object], limit_s: float) -> bool:
     """Let *connection* do *command*, and say whether it succeeded within *limit_s*; after False, close it."""
     usual_s, connection._read_timeout = connection._read_timeout, None if math.isinf(limit_s) else limit_s
     try:
-        with suppress(pymysql.MySQLError, OSError):
+        # Any: the question is only whether it succeeded, and one hung up by another thread ends in an AttributeError.
+        with suppress(Exception):
             command()
             return True
         return False
