@@ -110,6 +110,14 @@ def test_who_asks_for_openmetrics_gets_it(client: FlaskClient) -> None:
     assert asked.text.endswith("# EOF\n")
 
 
+@pytest.mark.engines("sqlite")
+@pytest.mark.parametrize("accept", ["text/plain; version=x.y.z", "text/plain;version==1", "a/b;q=1"])
+def test_a_form_that_cannot_be_read_is_answered_in_plain_text(client: FlaskClient, accept: str) -> None:
+    """prometheus_client raises for a version that is no number."""
+    asked = client.get("/metrics", headers={"Accept": accept})
+    assert (asked.status_code, asked.content_type.partition(";")[0]) == (200, "text/plain")
+
+
 def test_what_is_scraped_is_what_the_pool_has_counted(client: FlaskClient) -> None:
     """Each total and each bucket, after requests that waited in vain too; the scrape itself borrows nothing."""
     for _ in range(3):
@@ -356,8 +364,12 @@ def test_gunicorns_workers_are_added_up_whatever_becomes_of_them(
 
         first = service.workers(2)
         assert adds_up(first)
+        # As of a worker that was killed while it made its file.
+        empty = service.folder / f"counter_{2**22 + 1}.db"
+        empty.touch()
         os.kill(first[0], signal.SIGKILL)
         second = service.workers(3)
+        until(lambda: not empty.exists())
         assert adds_up(second)
         service.server.process.send_signal(signal.SIGHUP)
         third = service.workers(5)

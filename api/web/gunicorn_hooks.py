@@ -70,7 +70,9 @@ def _bury(server: Any) -> None:
     Their own would pile up with ``--max-requests``, and each scrape reads all. One that could not be added, for
     somebody read just then, is the next time.
     """
-    for path in _files_of_the_dead(server, "gauge_live*"):
+    empty = (path for path in _files_of_the_dead(server, "*") if not os.path.getsize(path))
+    # An empty one, of a worker killed just then, cannot be read.
+    for path in {*empty, *_files_of_the_dead(server, "gauge_live*")}:
         os.remove(path)
     with _nobody_reading() as is_mine:
         if is_mine:

@@ -201,7 +201,11 @@ def render(accept: str) -> tuple[bytes, str]:
     Under gunicorn they are those of all its workers: of this one as of now, of the others as of their last push.
     """
     METRICS.push()
-    encode, content_type = choose_encoder(accept)
+    try:
+        encode, content_type = choose_encoder(accept)
+    except (TypeError, ValueError):
+        # A version that is no number (prometheus_client 0.26).
+        encode, content_type = choose_encoder("")
     folder = os.environ.get(FOLDER)
     return _encode_all(folder, encode) if folder else encode(REGISTRY), content_type
 
