@@ -12,16 +12,21 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 import peewee
+import pymysql
 import pytest
 from borrowing import PATIENCE_S, held, until
 from pymysql.cursors import SSCursor
 from test_pool import a_table, adds_up, rows
 
 from api.db.connection import SqlitePool, open_database
+from api.db.dialects.answering import mysql_is_clean
 
 MYSQL_FAMILY = pytest.mark.engines("mariadb", "mysql")
 FAILS = "SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'on purpose'"
 WRITES = "START TRANSACTION; INSERT INTO item VALUES (1)"
+ROWS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100) SELECT f(i), SPACE(999) FROM n"
+# PyMySQL swallows these two when it reads what a cursor has left unread.
+TIMEOUTS = {"mariadb": 1969, "mysql": 3024}
 
 
 class Struck(BaseException):
@@ -34,6 +39,16 @@ def a_procedure(database: peewee.Database, body: str) -> Iterator[None]:
     with a_table(database):
         with database.connection_context():
             database.execute_sql(f"CREATE PROCEDURE p() BEGIN {body}; END")
+        yield
+
+
+@contextmanager
+def a_procedure_of_rows(database: peewee.Database, number: int) -> Iterator[None]:
+    """Let ``p`` of *database* write, and end in error *number* after 50 rows, too many for one buffer."""
+    fails = f"IF i > 50 THEN {FAILS}, MYSQL_ERRNO = {number}; END IF"
+    with a_procedure(database, f"{WRITES}; {ROWS}; COMMIT"):
+        with database.connection_context():
+            database.execute_sql(f"CREATE FUNCTION f(i INT) RETURNS INT NO SQL BEGIN {fails}; RETURN i; END")
         yield
 
 
@@ -105,6 +120,48 @@ class TestTransactions:
             assert write_one(backend, db) == [(2,)]
 
     @MYSQL_FAMILY
+    @pytest.mark.parametrize("after", ["", "SELECT 1"])
+    def test_one_whose_rows_ended_in_an_error_is_rolled_back(self, backend: Any, db: Any, after: str) -> None:
+        """One that came while they were read one by one; the cursor is closed then."""
+        with a_procedure_of_rows(db, 1644):
+            with db.connection_context():
+                with closing(db.connection().cursor(SSCursor)) as cursor:
+                    cursor.execute("CALL p()")
+                    assert cursor.fetchone()[0] == 1
+                    with pytest.raises(pymysql.OperationalError, match="on purpose"):
+                        cursor.fetchall()
+                if after:
+                    assert db.execute_sql(after).fetchall() == ((1,),)
+            assert write_one(backend, db) == [(2,)]
+        assert db.snapshot().created == 1
+
+    @MYSQL_FAMILY
+    @pytest.mark.parametrize("after", ["", "SELECT 1"])
+    def test_one_whose_timeout_the_driver_swallowed_is_rolled_back(self, backend: Any, db: Any, after: str) -> None:
+        """It reads what the cursor left unread when that is closed, or the next question is asked."""
+        with a_procedure_of_rows(db, TIMEOUTS[backend.engine]):
+            with db.connection_context(), closing(db.connection().cursor(SSCursor)) as cursor:
+                cursor.execute("CALL p()")
+                assert cursor.fetchone()[0] == 1
+                if after:
+                    with pytest.warns(UserWarning, match="left incomplete"):
+                        assert db.execute_sql(after).fetchall() == ((1,),)
+            assert write_one(backend, db) == [(2,)]
+        assert db.snapshot().created == 1
+
+    @MYSQL_FAMILY
+    @pytest.mark.parametrize("way", ["atomic", "INSERT INTO item VALUES (1)", "SELECT 1", "CALL p()"])
+    def test_what_went_well_is_returned_without_a_rollback(self, db: Any, way: str) -> None:
+        """Nor is it in doubt before, with its result still there."""
+        with a_procedure(db, "DO 1"), db.connection_context():
+            if way == "atomic":
+                with db.atomic():
+                    db.execute_sql("INSERT INTO item VALUES (1)")
+            else:
+                db.execute_sql(way)
+            assert mysql_is_clean(db.connection()) is True
+
+    @MYSQL_FAMILY
     def test_an_error_is_forgotten_with_the_next_word_on_it(self, db: Any) -> None:
         """A return after that sends nothing: the server's last statement is the one before."""
         with db.connection_context():
@@ -141,6 +198,14 @@ class TestAnswers:
         with db.connection_context(), closing(db.connection().cursor(SSCursor)) as cursor:
             cursor.execute("SELECT 1 UNION SELECT 2")
             assert cursor.fetchall() == [(1,), (2,)]
+        assert (db.snapshot().idle, db.snapshot().closed["bad return"]) == (1, 0)
+
+    @MYSQL_FAMILY
+    @pytest.mark.parametrize(("name", "arguments"), [("show_warnings", ()), ("set_character_set", ("utf8mb4",))])
+    def test_what_the_driver_asks_by_itself_costs_nothing(self, db: Any, name: str, arguments: tuple[str, ...]) -> None:
+        """Its answer has been read, though not where all others are."""
+        with db.connection_context():
+            getattr(db.connection(), name)(*arguments)
         assert (db.snapshot().idle, db.snapshot().closed["bad return"]) == (1, 0)
 
     @MYSQL_FAMILY

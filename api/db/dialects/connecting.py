@@ -96,12 +96,6 @@ class _Connection(Connection):
     _is_due = False
     _has_failed = False
 
-    def connect(self, sock: Any = None) -> None:
-        """Connect, and log in."""
-        super().connect(sock)
-        # SET NAMES was answered, past all that is overridden here.
-        self._is_due = False
-
     @property
     def is_answering(self) -> bool:
         """Whether something that was sent has not been answered to the end."""
@@ -110,7 +104,28 @@ class _Connection(Connection):
     @property
     def is_in_doubt(self) -> bool:
         """Whether ``server_status`` may be out of date: since an error, or before a procedure's last answer."""
-        return self._has_failed or (self._result is not None and bool(self._result.has_next))
+        # None: its rows had no end, for an error came in their midst.
+        return self._has_failed or (self._result is not None and self._result.has_next != 0)
+
+    def show_warnings(self) -> Any:
+        """Return what the server warns of: its answer passes all that is overridden here."""
+        warned = super().show_warnings()  # type: ignore[no-untyped-call]
+        self._is_due = False
+        return warned
+
+    def set_character_set(self, charset: str, collation: str | None = None) -> None:
+        """Send SET NAMES, as each connect does: its answer passes all that is overridden here."""
+        super().set_character_set(charset, collation)
+        self._is_due = False
+
+    def _execute_command(self, command: int, sql: str | bytes) -> None:
+        last = self._result
+        try:
+            super()._execute_command(command, sql)  # type: ignore[misc]
+        finally:
+            # Dropped by now, its rows without an end; PyMySQL swallows a timeout among those that it read here.
+            if last is not None and last.has_next is None:
+                self._has_failed = True
 
     def _write_bytes(self, data: bytes) -> None:
         self._is_due = True
