@@ -8,10 +8,14 @@ from typing import Any
 
 import peewee
 import pytest
+from borrowing import until
 from sessions import SERVERS, end_session, session_number
 from structlog.testing import capture_logs
 
 from api.db.connection import DB, TransactionLogger, open_database
+from api.db.dialects.categories import Category
+from api.db.dialects.connecting import underlying
+from api.db.dialects.errors import classify
 from api.exceptions import TransactionAbortedError
 
 LEVELS = {
@@ -20,6 +24,10 @@ LEVELS = {
     "mariadb": "repeatable read",
     "mysql": "repeatable read",
 }
+
+# What PostgreSQL says to a session that is ended.
+ENDED = "terminating connection due to administrator command"
+ALIVE = "SELECT COUNT(*) FROM pg_stat_activity WHERE pid = {}"
 
 
 class Numbers(peewee.Model):
@@ -135,10 +143,8 @@ class TestTransactions:
             "InterfaceError",
         )
         if backend.engine == "postgres":
-            # Which of the two it is depends on how far libpq had read when it wrote.
-            said = ("terminating connection due to administrator command", "server closed the connection unexpectedly")
-            assert line["reason_text"] in said
-            assert any(text in str(caught.value) for text in said)
+            assert line["reason_text"] == ENDED
+            assert str(caught.value).count(ENDED) == 1
         else:
             assert line["reason_code"] == caught.value.args[0]
             assert line["reason_code"] in (1927, 2013)
@@ -147,10 +153,54 @@ class TestTransactions:
     @SERVERS
     def test_a_commit_that_is_lost_ends_in_the_server_s_reason(self, backend: Any, db: peewee.Database) -> None:
         """The block did nothing wrong: the COMMIT met the end of the session."""
-        with pytest.raises(peewee.OperationalError), db.atomic():
+        with pytest.raises(peewee.OperationalError) as caught, db.atomic():
             end_session(backend, session_number(db))
+        if backend.engine == "postgres":
+            assert str(caught.value).count(ENDED) == 1
+        else:
+            assert caught.value.args[0] in (1927, 2013)
         db.close()
         assert db.snapshot().closed["lost"] == 1
+
+    @pytest.mark.engines("postgres")
+    def test_a_transaction_that_idled_too_long_says_so(self, backend: Any, db: peewee.Database) -> None:
+        """In the server's words, first, in the driver's error too; what the driver said of it follows as it was."""
+
+        def idle() -> None:
+            db.execute_sql("SET LOCAL idle_in_transaction_session_timeout = 1")
+            until(lambda: backend.server.execute(ALIVE.format(number)) == [(0,)])
+            db.execute_sql("SELECT 1")
+
+        number = session_number(db)
+        with pytest.raises(peewee.OperationalError) as caught, db.atomic():
+            idle()
+        error = caught.value
+        assert str(error).startswith("terminating connection due to idle-in-transaction timeout\n")
+        assert "\nserver closed the connection unexpectedly\n" in str(error)
+        assert str(error) == str(underlying(error))
+        classified = classify(error, "postgres")
+        assert (classified.category, classified.code) == (Category.LOST_CONNECTION, None)
+        assert classified.server_message.startswith("terminating connection due to idle-in-transaction timeout")
+
+    @pytest.mark.engines("postgres")
+    def test_only_the_error_of_the_loss_tells_the_server_s_reason(self, backend: Any, db: peewee.Database) -> None:
+        """Another error that leaves the block, the server's or the app's, keeps its text."""
+
+        def lose_the_session(other: Exception) -> None:
+            end_session(backend, session_number(db))
+            with suppress(peewee.OperationalError):
+                db.execute_sql("SELECT 1")
+            raise other
+
+        with pytest.raises(peewee.ProgrammingError) as nowhere:
+            db.execute_sql("SELECT * FROM nowhere")
+        for other in (nowhere.value, peewee.OperationalError("ours")):
+            text = str(other)
+            with pytest.raises(type(other)) as caught, db.atomic():
+                lose_the_session(other)
+            assert (caught.value, str(caught.value)) == (other, text)
+            db.close()
+            db.connect()
 
     @SERVERS
     def test_an_error_of_the_app_is_not_hidden_by_a_lost_session(self, backend: Any, db: peewee.Database) -> None:

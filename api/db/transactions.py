@@ -7,6 +7,7 @@ import weakref
 from typing import Any
 
 import peewee
+import psycopg2.extensions
 import structlog
 
 from api.db.dialects.answering import is_lost
@@ -100,6 +101,7 @@ class LoggedTransaction(peewee._transaction):
 
     def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
         self._reason = exc_val
+        _tell_what_the_server_said(exc_val, self.db)
         super().__exit__(exc_type, exc_val, exc_tb)
 
     def _begin(self) -> None:
@@ -114,6 +116,7 @@ class LoggedTransaction(peewee._transaction):
             super().commit(begin=False)
         except Exception as exc:
             self._reason = exc
+            _tell_what_the_server_said(exc, self.db)
             raise
         TransactionLogger.log_transaction_state(self.db, "commit")
         if begin:
@@ -149,6 +152,25 @@ class LoggedSavepoint(peewee._savepoint):
 
 def _has_lost_its_session(database: Any) -> bool:
     return not database.is_closed() and is_lost(database.connection())
+
+
+def _tell_what_the_server_said(exc: BaseException | None, database: Any) -> None:
+    """Put PostgreSQL's reason for ending the session before the text of *exc*, if that is the driver's of the loss.
+
+    libpq has "FATAL:  terminating connection ..." and then its own "server closed the connection"; psycopg2 2.9
+    makes its error, with libpq 17, of the last alone. Where both are told it is in these words, one a line.
+    """
+    if exc is None or not isinstance(cause := underlying(exc), psycopg2.Error) or driver_code(exc) is not None:
+        return
+    if not _has_lost_its_session(database) or not isinstance(
+        lost := database.connection(), psycopg2.extensions.connection
+    ):
+        return
+    # The severity before it is in the server's language.
+    said = (lost.info.error_message or "").partition("\n")[0].partition(":  ")[2]
+    for error in (exc, cause):
+        if said not in str(error):
+            error.args = ("\n".join((said, *map(str, error.args))),)
 
 
 class LoggedTransactions:
