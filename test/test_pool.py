@@ -15,6 +15,7 @@ import peewee
 import pytest
 from borrowing import PATIENCE_S, held, until, waiting
 from playhouse.pool import MaxConnectionsExceeded
+from proxy import Proxy
 from sessions import SERVERS, end_session, session_number
 
 from api.db.connection import SqlitePool, open_database
@@ -337,6 +338,36 @@ class TestWaiting:
             assert database.snapshot().active == 1
         assert (database.snapshot().total, database.snapshot().closed["stale"]) == (0, 1)
         assert adds_up(database)
+
+    @pytest.mark.engines("postgres", "mariadb", "mysql")
+    def test_what_was_dialled_at_the_old_place_is_lent_once(self, backend: Any) -> None:
+        """init() leads elsewhere while a dial is under way: who asked before has it, and nobody after."""
+        database = backend.database()
+        new = dict(database.connect_params)
+        with Proxy(new["host"], new["port"]) as proxy:
+            database.init(database.database, **new | {"port": proxy.port})
+            proxy.stall()
+            with ThreadPoolExecutor(max_workers=1) as threads:
+                asked = threads.submit(database.connect)
+                until(lambda: database.snapshot().pending == 1)
+                database.init(database.database, **new)
+                proxy.pass_on()
+                assert asked.result(PATIENCE_S)
+                threads.submit(database.close).result(PATIENCE_S)
+            assert (database.snapshot().idle, database.snapshot().closed["stale"]) == (0, 1)
+
+    @pytest.mark.engines("postgres", "mariadb", "mysql")
+    def test_a_gate_is_closed_for_its_own_place_only(self, backend: Any) -> None:
+        """init() to a server that lives connects at once, whatever the one before did."""
+        database = backend.database()
+        good = dict(database.connect_params)
+        database.init(database.database, **good | {"port": 1})
+        for _ in range(6):
+            with pytest.raises(peewee.OperationalError):
+                database.connect()
+        database.init(database.database, **good)
+        database.connect()
+        database.close()
 
     def test_a_larger_limit_serves_who_waits(self, backend: Any) -> None:
         """Without a word from those who have a connection."""

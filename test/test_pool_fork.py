@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -112,6 +113,30 @@ def test_the_parent_s_connections_survive_the_child(db: peewee.Database) -> None
         db.execute_sql("INSERT INTO item (id) VALUES (2)")
     assert db.execute_sql("SELECT COUNT(*) FROM item").fetchone() == (2,)
     assert db.snapshot().active == 1
+
+
+@SERVERS
+def test_children_forked_while_others_connect_connect_too(backend: Any) -> None:
+    """The driver's C library takes locks of its own to connect (Kerberos's, unless it is told not to)."""
+    database, enough = backend.database(pool_max=8), threading.Event()
+
+    def connect_again_and_again() -> None:
+        while not enough.is_set():
+            database.connect()
+            database.manual_close()
+
+    def connect() -> object:
+        # A child that hangs ends by this, and fails the test.
+        signal.alarm(60)
+        return answer(database)
+
+    with ThreadPoolExecutor(max_workers=8) as threads:
+        connecting = [threads.submit(connect_again_and_again) for _ in range(8)]
+        try:
+            assert [in_child(connect) for _ in range(40)] == ["42"] * 40
+        finally:
+            enough.set()
+    assert [future.result() for future in connecting] == [None] * 8
 
 
 def test_a_child_of_a_child_works_too(backend: Any) -> None:

@@ -22,6 +22,7 @@ import peewee
 from api.db import pool_private as private
 from api.db.dialects.answering import is_lost
 from api.db.dialects.engine import unwrap
+from api.db.pool_gate import Gate
 from api.db.pool_numbers import ENDPOINT, Borrow, CloseReason, Counters, Link, PoolSnapshot, PoolTimeout
 from api.db.pool_opening import OpeningPool
 from api.db.pool_queue import Place
@@ -61,15 +62,16 @@ class InstrumentedPool(OpeningPool):
     ) -> None:
         """Lead to *database* from now on, or let the pool have other limits; who waits has them, too.
 
-        No connection to another place is lent again.
+        A connection to the place before is lent no more, but to one who asked before.
         """
         before = private.place_of(self)
         super().init(database, max_connections, stale_timeout, timeout, **connect_kwargs)
         with self._slots.lock:
             self._slots.limit(private.limit_of(self))
             is_elsewhere = private.place_of(self) != before
-            for borrow in self._lent.values() if is_elsewhere else ():
-                borrow.link.expires_s = 0.0
+            if is_elsewhere:
+                self._era += 1
+                self._gate = Gate()
         if is_elsewhere:
             self.close_idle()
 
@@ -214,7 +216,7 @@ class InstrumentedPool(OpeningPool):
                 place.link = None
                 idle.append(borrow.link)
                 # Its own time may be up, or that of the one returned longest ago: in quiet hours nobody gets to it.
-                if idle[-1].expires_s <= now_s:
+                if idle[-1].expires_s <= now_s or idle[-1].era != self._era:
                     place.link = idle[-1]
                     del idle[-1]
                 elif idle[0].expires_s <= now_s:
@@ -249,8 +251,13 @@ class InstrumentedPool(OpeningPool):
     def close_idle(self) -> None:
         """Close the connections that nobody uses."""
         place = Place()
-        while self._pop_idle(place):
-            self._drop(place, "manual")
+        try:
+            while self._pop_idle(place):
+                self._drop(place, "manual")
+        finally:
+            # Struck from outside, between taking it and closing it.
+            if place.link is not None:
+                self._drop(place, "manual")
 
     def close_stale(self, age: float = 600) -> int:
         """Close connections borrowed more than *age* seconds ago, though they are in use; return how many.

@@ -39,11 +39,12 @@ def require_number(*, least: float | None = None, **numbers: float) -> None:
 
 @dataclass(slots=True, eq=False)
 class Link:
-    """An open connection, lent and idle in turn, until it *expires_s*."""
+    """An open connection, lent and idle in turn, until it *expires_s*, and while it is of the pool's *era*."""
 
     connection: Any
     expires_s: float
     is_quiet: Callable[[], bool]
+    era: int
     returned_s: float = 0.0
 
 

@@ -13,6 +13,7 @@ from playhouse.pool import PooledDatabase
 from api.db import pool_private as private
 from api.db.dialects.answering import listener, no_answer
 from api.db.dialects.green import refuse_late_patch
+from api.db.pool_dialling import dial
 from api.db.pool_gate import ConnectPostponed, Gate, without_frames
 from api.db.pool_numbers import CloseReason, Counters, Link
 from api.db.pool_queue import Place, Slots
@@ -46,6 +47,8 @@ class OpeningPool(PooledDatabase):
         self._idle: deque[Link] = deque()
         self._counters = Counters()
         self._gate = Gate()
+        # Of the place that the pool leads to; init() begins another.
+        self._era = 0
 
     def _take_idle(self, place: Place) -> bool:
         """Give *place* the idle connection returned last that is young enough and lives; False if there is none."""
@@ -89,12 +92,12 @@ class OpeningPool(PooledDatabase):
     def _dial(self, place: Place) -> None:
         """Give *place* a new connection."""
         refuse_late_patch()
-        began_s = time.monotonic()
+        began_s, era = time.monotonic(), self._era
         try:
             self._pass_the_gate(began_s)
             with peewee.__exception_wrapper__:
-                connection = private.dial(self)
-            self._welcome(place, connection, began_s)
+                connection = dial(self)
+            self._welcome(place, connection, began_s, era)
         except ConnectPostponed:
             raise
         except BaseException as exc:
@@ -106,10 +109,10 @@ class OpeningPool(PooledDatabase):
                     self._gate.gave_up(began_s)
             raise
 
-    def _welcome(self, place: Place, connection: Any, began_s: float) -> None:
+    def _welcome(self, place: Place, connection: Any, began_s: float, era: int) -> None:
         now_s = time.monotonic()
         lifetime_s = private.lifetime_of(self) * random.uniform(1 - LIFETIME_JITTER, 1)
-        link = Link(connection, now_s + lifetime_s, listener(connection))
+        link = Link(connection, now_s + lifetime_s, listener(connection), era)
         with self._slots.lock:
             place.link = link
             self._counters.created += 1

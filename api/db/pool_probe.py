@@ -9,6 +9,7 @@ import peewee
 
 from api.db import pool_private as private
 from api.db.dialects.connecting import connect_failure
+from api.db.pool_dialling import dial
 from api.db.pool_lines import Line, probe_line
 from api.db.pool_numbers import PoolSnapshot
 
@@ -49,7 +50,7 @@ class Probe:
 
     def _ask(self, database: peewee.Database) -> None:
         try:
-            connection = private.dial(database)
+            connection = dial(database)
         except Exception as exc:  # noqa: BLE001 - whatever it is, it is the answer
             failure = connect_failure(exc, database)
             self._answer = Answer(failure.reason, failure.code, failure.hint)
