@@ -13,6 +13,7 @@ import pytest
 from borrowing import PATIENCE_S, held
 
 from api.db.connection import open_database
+from api.db.pool_dialling import _apart, _others
 from api.db.pool_numbers import PoolTimeout
 
 Action = Callable[[Any], object]
@@ -64,6 +65,9 @@ def struck(database: Any, strike: Strike, before: Action, action: Action) -> Non
     thread.start()
     thread.join(PATIENCE_S)
     assert not thread.is_alive(), strike.where
+    # A fork would wait for it, and a connect for the other, in vain.
+    assert not _others(_apart._connecting), strike.where
+    assert not _others(_apart._forking), strike.where
 
 
 def nothing(_: Any) -> None:

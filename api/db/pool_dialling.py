@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from api.db import pool_private as private
@@ -19,36 +19,48 @@ FORK_PATIENCE_S = 1.0
 
 
 class _Apart:
-    """Lets connects run side by side, and a fork wait for their end, while no new one begins."""
+    """Lets connects run side by side, and a fork wait for their end, while no new one begins.
+
+    Each is known by its thread: one that an exception from outside has cut short holds up nobody for long.
+    """
 
     def __init__(self) -> None:
         self.begin_anew()
 
     def begin_anew(self) -> None:
         self._turn = threading.Condition()
-        self._connects = self._forks = 0
+        self._connecting: set[threading.Thread] = set()
+        self._forking: set[threading.Thread] = set()
 
     @contextmanager
     def connecting(self) -> Iterator[None]:
+        me = threading.current_thread()
         with self._turn:
-            self._turn.wait_for(lambda: not self._forks)
-            self._connects += 1
+            self._turn.wait_for(lambda: not _others(self._forking), FORK_PATIENCE_S)
+            self._connecting.add(me)
         try:
             yield
         finally:
+            self._connecting.discard(me)
             with self._turn:
-                self._connects -= 1
                 self._turn.notify_all()
 
     def before_fork(self) -> None:
+        self._forking.add(threading.current_thread())
         self._turn.acquire()
-        self._forks += 1
-        self._turn.wait_for(lambda: not self._connects, FORK_PATIENCE_S)
+        self._turn.wait_for(lambda: not _others(self._connecting), FORK_PATIENCE_S)
 
     def after_fork_in_parent(self) -> None:
-        self._forks -= 1
-        self._turn.notify_all()
-        self._turn.release()
+        self._forking.discard(threading.current_thread())
+        # Not held where the wait for it was cut short.
+        with suppress(RuntimeError):
+            self._turn.notify_all()
+            self._turn.release()
+
+
+def _others(threads: set[threading.Thread]) -> bool:
+    me = threading.current_thread()
+    return any(thread is not me and thread.is_alive() for thread in tuple(threads))
 
 
 _apart = _Apart()
