@@ -30,7 +30,14 @@ from api.db.dialects.answering import (
     postgres_is_clean,
     postgres_runs,
 )
-from api.db.dialects.connecting import ConnectFailure, MySQLServer, SqliteFile, connect_failure, underlying
+from api.db.dialects.connecting import (
+    ConnectFailure,
+    MySQLServer,
+    SqliteFile,
+    connect_failure,
+    host_and_port,
+    underlying,
+)
 from api.db.dialects.engine import engine_of, unwrap
 from api.db.dialects.green import wait_greenly
 from api.db.pool import InstrumentedPool, pool_limits
@@ -307,15 +314,14 @@ def _unavailable(failure: ConnectFailure, database: peewee.Database) -> Database
 def _address(database: peewee.Database) -> dict[str, Any]:
     if isinstance(database, peewee.SqliteDatabase):
         return {"engine": "sqlite", "database": database.database}
-    params = database.connect_params
-    is_postgres = isinstance(database, peewee.PostgresqlDatabase)
+    host, port = host_and_port(database)
     return {
         # Which of the two a MySQL is, only its greeting tells.
-        "engine": "postgres" if is_postgres else "mysql or mariadb",
-        "host": params.get("host") or params.get("unix_socket") or "localhost",
-        "port": params.get("port", 5432 if is_postgres else 3306),
+        "engine": "postgres" if isinstance(database, peewee.PostgresqlDatabase) else "mysql or mariadb",
+        "host": host,
+        "port": port,
         "database": database.database,
-        "user": params.get("user"),
+        "user": database.connect_params.get("user"),
     }
 
 

@@ -21,6 +21,7 @@ import peewee
 
 from api.db import pool_private as private
 from api.db.dialects.answering import is_lost
+from api.db.dialects.connecting import host_and_port
 from api.db.dialects.engine import unwrap
 from api.db.pool_gate import Gate
 from api.db.pool_numbers import ENDPOINT, Borrow, CloseReason, Counters, Link, PoolSnapshot, PoolTimeout
@@ -123,7 +124,7 @@ class InstrumentedPool(OpeningPool):
             self._counters.timeouts += 1
         self.alarm.set()
         now_s = time.monotonic()
-        holders = [f"{borrow} {now_s - borrow.since_s:.1f} s" for borrow in self.borrows()]
+        holders = [borrow.with_age(now_s) for borrow in self.borrows()]
         raise PoolTimeout(self.snapshot(), holders, timeout_s)
 
     def _lend(self, place: Place) -> None:
@@ -372,9 +373,8 @@ os.register_at_fork(after_in_child=_begin_anew_in_child)
 def _name_of(database: peewee.Database) -> str:
     if isinstance(database, peewee.SqliteDatabase):
         return str(database.database)
-    params = database.connect_params
-    port = params.get("port", 5432 if isinstance(database, peewee.PostgresqlDatabase) else 3306)
-    return f"{params.get('host') or params.get('unix_socket') or 'localhost'}:{port}/{database.database}"
+    host, port = host_and_port(database)
+    return f"{host}:{port}/{database.database}"
 
 
 def snapshot_of(database: Any) -> PoolSnapshot:

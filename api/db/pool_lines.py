@@ -76,7 +76,7 @@ def utilization_percent(now: PoolSnapshot) -> float | None:
 
 def holders(borrows: Sequence[Borrow], now_s: float) -> list[str]:
     """Return the oldest of *borrows* as text: endpoint, correlation id, thread, age."""
-    return [f"{borrow} {now_s - borrow.since_s:.1f} s" for borrow in borrows[:HOLDERS_SHOWN]]
+    return [borrow.with_age(now_s) for borrow in borrows[:HOLDERS_SHOWN]]
 
 
 def state_line(found: Grade, now: PoolSnapshot, borrows: Sequence[Borrow], now_s: float) -> Line:

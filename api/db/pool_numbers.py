@@ -74,6 +74,10 @@ class Borrow:
         names = (self.endpoint, self.correlation_id, f"({self.thread.name})")
         return " ".join(name for name in names if name)
 
+    def with_age(self, now_s: float) -> str:
+        """Return who holds it, and for how long at *now_s*: ``tasks.create req-7 (Thread-3) 1.5 s``."""
+        return f"{self} {now_s - self.since_s:.1f} s"
+
 
 @dataclass(frozen=True, slots=True)
 class Timings:

@@ -32,9 +32,8 @@ class OpeningPool(PooledDatabase):
 
     The connection returned last is lent first. One returned less than *validate_after_s* ago, on which nothing
     has come in since, is taken to live, and less than a millisecond ago without a look; any other must answer
-    first, within the connect timeout. playhouse's
-    ``stale_timeout`` is the age a connection may reach, less up to a tenth, so that what was opened together is
-    not replaced together.
+    first, within the connect timeout. playhouse's ``stale_timeout`` is the age a connection may reach, less up to a
+    tenth, so that what was opened together is not replaced together.
     """
 
     def __init__(self, *args: Any, validate_after_s: float = 0.5, **kwargs: Any) -> None:

@@ -236,6 +236,13 @@ def connect_failure(exc: BaseException, database: peewee.Database) -> ConnectFai
     return ConnectFailure(category.replace("_", " "), hint, category in TRANSIENT, code, said)
 
 
+def host_and_port(database: peewee.Database) -> tuple[str, Any]:
+    """Return the host, or socket, and the port that *database*, of a server, leads to."""
+    params = database.connect_params
+    port = 5432 if isinstance(database, peewee.PostgresqlDatabase) else 3306
+    return params.get("host") or params.get("unix_socket") or "localhost", params.get("port", port)
+
+
 def _family(database: peewee.Database) -> Engine:
     # Only its greeting tells a MariaDB, and what differs between the two is not met before that.
     families: dict[Engine, Any] = {"sqlite": peewee.SqliteDatabase, "postgres": peewee.PostgresqlDatabase}
