@@ -52,6 +52,25 @@ def waiting(database: peewee.Database, count: int) -> Iterator[list[Future[bool]
         yield waiters
 
 
+@contextmanager
+def locks_held(database: Any) -> Iterator[None]:
+    """Let another thread hold every lock of *database* while the block runs."""
+    locked, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with database._lock, database._pool_lock, database._slots.lock:
+            locked.set()
+            release.wait()
+
+    with ThreadPoolExecutor(max_workers=1) as threads:
+        threads.submit(hold)
+        locked.wait()
+        try:
+            yield
+        finally:
+            release.set()
+
+
 def until(is_so: Callable[[], bool]) -> None:
     """Return as soon as *is_so*; fail when it does not come to be."""
     deadline = time.monotonic() + PATIENCE_S

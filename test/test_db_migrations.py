@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
 import peewee
 import pytest
-from borrowing import PATIENCE_S, held, waiting
+from borrowing import PATIENCE_S, held, locks_held, waiting
 from structlog.testing import capture_logs
 
 from api.db.connection import PoolDiagnostics
@@ -158,20 +157,8 @@ class TestPoolDiagnostics:
 
     def test_numbers_are_read_while_peewee_holds_its_locks(self, db: peewee.Database) -> None:
         """Peewee's locks are held through a connect that hangs: whoever looks must not hang with it."""
-        locked, release = threading.Event(), threading.Event()
-
-        def hang() -> None:
-            with db._lock, db._pool_lock:
-                locked.set()
-                release.wait()
-
-        with ThreadPoolExecutor(max_workers=2) as threads:
-            threads.submit(hang)
-            locked.wait()
-            try:
-                assert threads.submit(PoolDiagnostics.log_pool_health, db).result(timeout=PATIENCE_S) == "fine"
-            finally:
-                release.set()
+        with ThreadPoolExecutor(max_workers=1) as threads, locks_held(db):
+            assert threads.submit(PoolDiagnostics.log_pool_health, db).result(timeout=PATIENCE_S) == "fine"
 
     @pytest.mark.engines("postgres")
     @pytest.mark.parametrize(("active", "level"), [(15, "debug"), (16, "warning"), (18, "warning"), (19, "critical")])

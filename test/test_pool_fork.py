@@ -4,37 +4,16 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import peewee
 import pytest
-from borrowing import PATIENCE_S, held
+from borrowing import held, locks_held
 from forking import in_child
 from sessions import SERVERS, session_number
 
 from api.db.pool_numbers import PoolTimeout
-
-
-@contextmanager
-def locks_held(database: Any) -> Iterator[None]:
-    """Let another thread hold every lock of *database* while the block runs."""
-    locked, release = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with database._lock, database._pool_lock, database._slots.lock:
-            locked.set()
-            release.wait(PATIENCE_S)
-
-    with ThreadPoolExecutor(max_workers=1) as threads:
-        threads.submit(hold)
-        locked.wait(PATIENCE_S)
-        try:
-            yield
-        finally:
-            release.set()
 
 
 def answer(database: peewee.Database) -> object:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import peewee
 import pytest
 import structlog
-from borrowing import PATIENCE_S, held, until, waiting, watchers_of
+from borrowing import PATIENCE_S, held, locks_held, until, waiting, watchers_of
 from forking import in_child
 from structlog.testing import capture_logs
 
@@ -234,22 +234,11 @@ def test_a_full_pool_of_files_is_fine(backend: Any) -> None:
 
 def test_watching_borrows_nothing_and_waits_for_no_lock(backend: Any) -> None:
     """While every lock of peewee and of the pool is held the watch looks on, and it never asks for a connection."""
-    database, locked, release = backend.database(), threading.Event(), threading.Event()
+    database = backend.database()
     looks: list[PoolSnapshot] = []
 
-    def hang() -> None:
-        with database._lock, database._pool_lock, database._slots.lock:
-            locked.set()
-            release.wait()
-
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        thread.submit(hang)
-        locked.wait()
-        try:
-            with watched(database, on_sample=looks.append):
-                until(lambda: len(looks) >= 3)
-        finally:
-            release.set()
+    with locks_held(database), watched(database, on_sample=looks.append):
+        until(lambda: len(looks) >= 3)
     assert database.snapshot().requests == 0
 
 
